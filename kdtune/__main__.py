@@ -1,0 +1,5 @@
+"""`python -m kdtune`, the same as `kdtune`."""
+
+from kdtune.cli import main
+
+main()

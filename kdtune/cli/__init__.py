@@ -1,0 +1,50 @@
+"""The command line, one file per command. Commands import torch and Ray inside, so that `--help` is instant.
+
+`main` turns what a user can mend into a sentence on stderr and exit code 2; Ctrl-C into a hint and 130.
+"""
+
+import errno
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import typer
+
+from kdtune.cli import cache, export, listing, schema, search, teacher, train
+from kdtune.errors import KdtuneError
+
+app = typer.Typer(
+    name="kdtune", no_args_is_help=True, pretty_exceptions_enable=False,
+    help="Searches temperature, alpha, feature weight and schedules of knowledge distillation.",
+)
+app.command("search")(search.search)
+app.command("train")(train.train)
+app.command("teacher")(teacher.teacher)
+app.add_typer(cache.app, name="cache")
+app.command("export")(export.export)
+app.command("list")(listing.list_known)
+app.command("schema")(schema.schema)
+
+# What the operating system refuses and a user can mend; any other OSError is a bug and shows its traceback.
+MENDABLE = {
+    errno.ENOSPC: "Free some space",
+    errno.EDQUOT: "Free some of your quota",
+    errno.EACCES: "Set storage to a folder that you can write (--set storage=DIR)",
+    errno.EPERM: "Set storage to a folder that you can write (--set storage=DIR)",
+    errno.EROFS: "Set storage to a folder that you can write (--set storage=DIR)",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Runs a command line and exits: 0 done, 2 something to mend, 130 stopped by Ctrl-C."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        app(given, prog_name="kdtune")
+    except KdtuneError as error:
+        typer.echo(f"error: {error}", err=True)
+    except OSError as error:
+        if error.errno not in MENDABLE:
+            raise
+        typer.echo(f"error: {error.filename or 'writing'}: {error.strerror}. {MENDABLE[error.errno]}; the same command "
+                   f"then takes up what is finished", err=True)
+    sys.exit(2)

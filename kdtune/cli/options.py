@@ -1,0 +1,47 @@
+"""What several commands take: an experiment file, and `--set path=value`."""
+
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from kdtune.experiment import Experiment
+
+File = Annotated[
+    Path | None, typer.Argument(help="Experiment file (YAML); without one, the built-in digits experiment.",
+                                show_default=False)
+]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="PATH=VALUE", show_default=False,
+                                   help="Override a field, e.g. --set train.epochs=30. May be repeated.")
+]
+
+
+def read(file: Path | None, overrides: list[str] | None) -> "Experiment":
+    """The experiment of a command line."""
+    from kdtune.experiment import load
+
+    return load(file or default_file(), overrides or ())
+
+
+def default_file() -> Path:
+    """search_spaces/digits.yaml: inside the package when installed from a wheel, beside it in a checkout."""
+    package = Path(__file__).parents[1]
+    installed = package / "search_spaces" / "digits.yaml"
+    return installed if installed.exists() else package.parent / "search_spaces" / "digits.yaml"
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Ctrl-C says how to go on, and exits 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        command = shlex.join(["kdtune", *sys.argv[1:]])
+        typer.echo(f"\nStopped; what has finished is kept. The same command takes it up again:\n  {command}", err=True)
+        raise typer.Exit(130) from None

@@ -1,0 +1,29 @@
+"""`kdtune search [FILE]`: the whole way from an experiment file to an exported student."""
+
+import typer
+
+from kdtune.cli.options import File, Overrides, read, resumable
+
+
+def search(file: File = None, overrides: Overrides = None) -> None:
+    """Search, retrain the winner and its baselines, export the best student, print the table.
+
+    The same command takes up an interrupted run. Without FILE it runs the built-in digits experiment.
+    """
+    experiment = read(file, overrides)
+
+    from kdtune.cli.progress import results_table, short_config, verdict, watcher
+    from kdtune.report import read_summary
+    from kdtune.search import run_search
+
+    with resumable(), watcher() as watch:
+        folder = run_search(experiment, watch)
+    summary = read_summary(folder)
+    watch.console.print(results_table(summary))
+    watch.console.print(verdict(summary))
+    found = summary["search"]
+    watch.console.print(f"Found by {found['trials']} trials, {found['epochs_run']} of {found['epochs_full']} epochs, in "
+                        f"{found['seconds']:.1f} s: {short_config(summary['best']['config'])}")
+    watch.console.print(f"Student: {folder / 'student'}   Run: {folder}")
+    if any("note" in row for row in summary["results"]):
+        typer.echo("The teacher was brought along: it may have been trained on validation images.")

@@ -1,0 +1,72 @@
+"""Views: the augmentation of image `i` in view column `v` is a pure function of `(view_seed, v, i)`.
+
+Random numbers come from a counter-based hash in 64-bit integer arithmetic (the finaliser of SplitMix64, Steele et
+al. 2014), which is exact on every device: CPU and GPU, any batch, any worker and any order get the same view. That
+is what lets a cache of a teacher's logits stand in for the teacher.
+
+    view = augment(images[indices], indices, column, config)    # uint8 [B, C, H, W], same shape
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdtune.experiment import Data
+
+
+def _signed(constant: int) -> int:
+    """A 64-bit constant as the signed integer that torch's int64 holds."""
+    return constant - (1 << 64) if constant >= 1 << 63 else constant
+
+
+GOLDEN = _signed(0x9E3779B97F4A7C15)
+MIX_1 = _signed(0xBF58476D1CE4E5B9)
+MIX_2 = _signed(0x94D049BB133111EB)
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    """Logical shift: int64's own is arithmetic."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = (x ^ _shift_right(x, 30)) * MIX_1
+    x = (x ^ _shift_right(x, 27)) * MIX_2
+    return x ^ _shift_right(x, 31)
+
+
+def random_integers(seed: int, column: int, indices: Tensor, draw: int, bound: int) -> Tensor:
+    """Integers [B] in 0..bound-1, one an image; `draw` tells several numbers of one view apart.
+
+    Uses the top 32 bits, scaled: the bias is below bound / 2^32.
+    """
+    key = torch.full((), seed, dtype=torch.int64, device=indices.device)
+    for part in (column, draw):
+        key = _mix((key + part + 1) * GOLDEN)
+    bits = _mix((indices + 1) * GOLDEN ^ key)
+    return (_shift_right(_mix(bits + key), 32) * bound) >> 32
+
+
+def augment(images: Tensor, indices: Tensor, column: int, config: Data) -> Tensor:
+    """View `column` of uint8 images [B, C, H, W] with data-set indices [B]; the same shape and type.
+
+    `crop` pads by `crop_padding` black pixels and cuts the original size out at random; `flip` mirrors half.
+    """
+    _, channels, height, width = images.shape
+    if config.augment == "none":
+        return images
+    seed = config.view_seed
+    rows = torch.arange(height, device=images.device).expand(len(images), height)  # [B, H]
+    columns = torch.arange(width, device=images.device).expand(len(images), width)  # [B, W]
+    if "flip" in config.augment:
+        flipped = random_integers(seed, column, indices, 2, 2).bool()  # [B]
+        columns = torch.where(flipped[:, None], width - 1 - columns, columns)
+    if "crop" in config.augment:
+        pad = config.crop_padding
+        images = F.pad(images, (pad, pad, pad, pad))
+        rows = rows + random_integers(seed, column, indices, 0, 2 * pad + 1)[:, None]
+        columns = columns + random_integers(seed, column, indices, 1, 2 * pad + 1)[:, None]
+    batch = torch.arange(len(images), device=images.device)
+    channel = torch.arange(channels, device=images.device)
+    return images[batch[:, None, None, None], channel[None, :, None, None],
+                  rows[:, None, :, None], columns[:, None, None, :]]

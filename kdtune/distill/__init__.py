@@ -1,0 +1,43 @@
+"""Distillation: `distill(student, ...)` is a generator that yields one `EpochRecord` an epoch.
+
+A plain run iterates it, a Tune trial calls `next()`; stopping early is no longer asking.
+
+    student = logit_student(experiment, dataset, from_cache(cache), seed=0, device=device)
+    for record in distill(student, experiment, dataset, seed=0): print(record.val_accuracy)
+"""
+
+from collections.abc import Iterator
+
+import torch
+
+from kdtune.data import Dataset
+from kdtune.distill.feature_losses import FEATURE_LOSSES
+from kdtune.distill.logit_losses import LOGIT_LOSSES
+from kdtune.distill.objective import (
+    Distillation,
+    Student,
+    feature_student,
+    from_cache,
+    live,
+    logit_student,
+    student_alone,
+    tap_teacher,
+)
+from kdtune.experiment import Experiment
+from kdtune.records import EpochRecord
+from kdtune.training import train
+
+
+def distill(student: Student, experiment: Experiment, dataset: Dataset, *, seed: int,
+            whole: bool = False) -> Iterator[EpochRecord]:
+    """Trains `student` from where its state stands, a record an epoch.
+
+    `whole` trains on the validation images too and measures nothing: the final stage.
+    """
+    indices = torch.arange(len(dataset.labels), device=dataset.labels.device) if whole else dataset.fit
+    return train(student.state, student.objective, dataset, experiment.data, experiment.train, indices,
+                 seed=seed, views=experiment.views, validate=not whole)
+
+
+__all__ = ["FEATURE_LOSSES", "LOGIT_LOSSES", "Distillation", "Student", "distill", "feature_student", "from_cache",
+           "live", "logit_student", "student_alone", "tap_teacher"]

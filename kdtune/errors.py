@@ -1,0 +1,68 @@
+"""Every error that a user can mend, as one small tree.
+
+    KdtuneError              the CLI prints it without a traceback and exits 2
+      ExperimentError        the experiment file; holds every problem found, not only the first
+      DataError              the data set on disk
+      TeacherError           a teacher checkpoint that does not fit, or a teacher that has not learned
+      CacheError             a teacher-logit cache that is damaged or belongs to something else
+      RunError               a run folder that cannot be used
+      ExportError            an export that cannot be made or read
+
+A message says what was given, what is allowed and what to do next. Anything else that escapes is a bug.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+
+class KdtuneError(Exception):
+    """Something the user can mend; `str(error)` is written for them."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake in an experiment file: `path` is dotted (`distill.alpha.start`), empty for the whole file."""
+
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}" if self.path else self.message
+
+
+class ExperimentError(KdtuneError):
+    """All mistakes of one experiment file, together."""
+
+    def __init__(self, source: str, problems: Sequence[Problem]) -> None:
+        self.source = source
+        self.problems = tuple(problems)
+        count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
+        lines = "\n".join(f"  - {problem}" for problem in self.problems)
+        super().__init__(f"{source}: {count}\n{lines}")
+
+
+class DataError(KdtuneError):
+    """The data set is missing, unreadable or does not fit the experiment."""
+
+
+class TeacherError(KdtuneError):
+    """The teacher's weights do not fit its architecture, or the teacher has not learned the task."""
+
+
+class CacheError(KdtuneError):
+    """The cache is incomplete, damaged, or was made for something else; the message names the field."""
+
+
+class RunError(KdtuneError):
+    """The run folder holds another experiment, or cannot be written."""
+
+
+class ExportError(KdtuneError):
+    """The run has no student to export yet, or an export does not reproduce its student."""
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """`" Did you mean 'resnet20'?"`, or nothing where no known name is close."""
+    close = get_close_matches(name, known, n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""

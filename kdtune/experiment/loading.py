@@ -1,0 +1,262 @@
+"""Experiment file -> `Experiment`, with every mistake reported at once.
+
+`load(path, overrides)` reads YAML, applies `--set path=value`, and raises one `ExperimentError` that lists each
+problem with its dotted path, what was given, what is allowed, and the nearest known name. `with_values` gives the
+experiment of one trial; `dump` writes what `load` reads back to the same experiment.
+"""
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from kdtune.errors import ExperimentError, Problem, nearest
+from kdtune.experiment import space
+from kdtune.experiment.models import TEXTBOOK, Experiment
+from kdtune.experiment.schedule import Schedule, overlay
+
+LARGEST_FILE = 1_000_000  # bytes; an experiment file is a page of text
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Experiment of a YAML file. Raises ExperimentError with every mistake in it."""
+    raw = read_yaml(path)
+    problems = []
+    for override in overrides:
+        try:
+            _override(raw, override)
+        except ValueError as error:
+            problems.append(Problem("--set", str(error)))
+    if problems:
+        raise ExperimentError(str(path), problems)
+    return parse(raw, str(path))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Mapping of a YAML file. Raises ExperimentError naming line and column of a syntax error."""
+
+    def refuse(message: str) -> ExperimentError:
+        return ExperimentError(str(path), [Problem("", message)])
+
+    try:
+        with path.open("rb") as file:
+            content = file.read(LARGEST_FILE + 1)
+        if len(content) > LARGEST_FILE:
+            raise refuse("too large for an experiment file (1 MB)")
+        raw = yaml.load(content.decode("utf-8"), _UniqueKeys)  # noqa: S506, a SafeLoader subclass
+    except FileNotFoundError:
+        raise refuse("no such file" + _neighbours(path)) from None
+    except OSError as error:
+        raise refuse(f"cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise refuse(f"is not UTF-8 text (byte {error.start})") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise refuse(f"YAML error at {where}{error.problem or error.context}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: impossible dates and the like
+        raise refuse(f"YAML error: {str(error) or type(error).__name__}") from error
+    if not isinstance(raw, dict):
+        raise refuse("expected a mapping with name, data, teacher, student, ... "
+                     + ("but the file is empty" if raw is None else f"but it holds a {type(raw).__name__}"))
+    return raw
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML allows a key twice and keeps the last silently; here it is an error. Keys are strings."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be plain text", key_node.start_mark)
+            if key_node.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key_node.value!r} appears twice", key_node.start_mark)
+            seen.add(key_node.value)
+        return {str(key): value for key, value in super().construct_mapping(node, deep).items()}
+
+
+def _neighbours(path: Path) -> str:
+    try:
+        names = [file.name for file in path.parent.glob("*.yaml")]
+    except OSError:
+        return ""
+    return "." + nearest(path.name, names) if names else ""
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    path, separator, text = override.partition("=")
+    parts = path.split(".")
+    if not separator or not all(parts):
+        raise ValueError(f"expected path=value such as train.epochs=30, given {override!r}")
+    try:
+        value = yaml.load(text, _UniqueKeys)  # noqa: S506, a SafeLoader subclass
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise ValueError(f"the value of {path} is not YAML: {text!r}") from None
+    # a searched path holds dots itself: --set search.space.distill.alpha.start={uniform: [0.5, 1]}
+    if parts[:2] == ["search", "space"] and len(parts) > 2:
+        parts = ["search", "space", ".".join(parts[2:])]
+    here = raw
+    for part in parts[:-1]:
+        inner = here.get(part)
+        if not isinstance(inner, dict):
+            # a schedule written as a number takes fields: --set distill.alpha.end=0.5
+            inner = {"start": inner} if isinstance(inner, int | float) and not isinstance(inner, bool) else {}
+            here[part] = inner
+        here = inner
+    here[parts[-1]] = value
+
+
+def parse(raw: Mapping[str, Any], source: str = "experiment") -> Experiment:
+    """Validated experiment of a mapping. Raises ExperimentError with every mistake."""
+    problems: list[Problem] = []
+    experiment = None
+    try:
+        experiment = Experiment.model_validate(raw)
+    except ValidationError as error:
+        problems += [_problem(detail) for detail in error.errors(include_url=False)]
+    except RecursionError:
+        problems.append(Problem("", "nested too deeply"))
+    problems += space.check(raw)
+    if experiment is not None and not problems:
+        problems += _check_search(experiment)
+    if problems or experiment is None:
+        raise ExperimentError(source, list(dict.fromkeys(problems)))
+    return experiment
+
+
+def _check_search(experiment: Experiment) -> list[Problem]:
+    """Mistakes that show only when values of the space are put into the (otherwise valid) experiment."""
+    parameters, _ = space.parse(experiment.search.space)
+    problems = space.idle(parameters, experiment)
+    try:
+        for values in space.corners(parameters, experiment):
+            try:
+                with_values(experiment, values)
+            except ExperimentError as error:
+                tried = ", ".join(f"{path}={_short(value)}" for path, value in values.items())
+                problems += [Problem("search.space", f"with {tried}: {problem}") for problem in error.problems]
+    except ValueError as error:
+        problems.append(Problem("search.space", str(error)))
+    for k, point in enumerate(experiment.search.points):
+        try:
+            space.full_point(parameters, point, experiment)
+        except ValueError as error:
+            problems.append(Problem(f"search.points.{k}", str(error)))
+    return problems
+
+
+def with_values(experiment: Experiment, values: Mapping[str, Any]) -> Experiment:
+    """The experiment with sampled `{path: value}` in place. Raises ExperimentError where a value does not fit."""
+    raw = plain(experiment)
+    schedules: dict[str, dict[str, Any]] = {}
+    for path, value in sorted(values.items(), key=lambda item: item[0].count(".")):
+        *owners, name = path.split(".")
+        here = raw
+        for owner in owners[:-1]:
+            here = here[owner]
+        if len(owners) == 2:  # train and distill are one level deep, so a third part is a schedule's field
+            schedules.setdefault(".".join(owners), {})[name] = value
+        else:
+            here[owners[-1]][name] = value
+    for path, fields in schedules.items():
+        section, name = path.split(".")
+        raw[section][name] = overlay(raw[section][name], fields)
+    try:
+        return Experiment.model_validate(raw)
+    except ValidationError as error:
+        raise ExperimentError(experiment.name, [_problem(d) for d in error.errors(include_url=False)]) from error
+
+
+def textbook(experiment: Experiment) -> Experiment:
+    """The same experiment with textbook KD: T = 4, alpha = 0.9, both fixed, KL, no feature loss."""
+    raw = plain(experiment)
+    raw["distill"] = copy.deepcopy(TEXTBOOK)
+    return Experiment.model_validate(raw)
+
+
+def plain(experiment: Experiment) -> dict[str, Any]:
+    """As a mapping that `parse` reads back; fields of a schedule that are not set are left out."""
+    raw = experiment.model_dump(mode="json")
+    for name, field in experiment.distill:
+        if isinstance(field, Schedule):
+            shown = field.model_dump(mode="json", exclude_none=True)
+            raw["distill"][name] = shown["start"] if shown["kind"] == "fixed" else shown
+    return raw
+
+
+def dump(experiment: Experiment) -> str:
+    """YAML with every default written out; loading it gives an equal experiment."""
+    return yaml.safe_dump(plain(experiment), sort_keys=False, allow_unicode=True, width=110)
+
+
+def differences(one: Experiment, other: Experiment) -> list[str]:
+    """`path: this against that` for every field that differs, in the order of the file."""
+    first, second = _flat(plain(one)), _flat(plain(other))
+    paths = list(dict.fromkeys([*first, *second]))
+    return [f"{path}: {_short(first.get(path))} against {_short(second.get(path))}"
+            for path in paths if first.get(path) != second.get(path)]
+
+
+def _flat(raw: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in raw.items():
+        if isinstance(value, dict) and value:
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def json_schema() -> str:
+    """JSON Schema (draft 2020-12) of experiment files."""
+    schema = Experiment.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schedule = schema["$defs"]["Schedule"]
+    schema["$defs"]["Schedule"] = {"anyOf": [{"type": "number", "description": "Fixed at this value."}, schedule]}
+    return json.dumps(schema, indent=2)
+
+
+def _problem(detail: ErrorDetails) -> Problem:
+    """A pydantic error in words: what was given, what is allowed, the nearest known name."""
+    location = [str(part) for part in detail["loc"] if part not in ("constrained-int", "constrained-float")]
+    path = ".".join(location)
+    given = detail.get("input")
+    context = detail.get("ctx", {})
+    if detail["type"] == "extra_forbidden":
+        known = _known_fields(location[:-1])
+        return Problem(path, f"unknown key.{nearest(location[-1], known) or ' Known: ' + ', '.join(known) + '.'}")
+    if detail["type"] == "missing":
+        return Problem(path, "is required")
+    if detail["type"] == "literal_error":
+        names = [name.strip("'") for name in str(context["expected"]).replace(" or ", ", ").split(", ")]
+        return Problem(path, f"given {_short(given)}, expected one of {', '.join(names)}.{nearest(str(given), names)}")
+    message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    message = message[0].lower() + message[1:]
+    if detail["type"] == "value_error":
+        return Problem(path, message)
+    return Problem(path, f"given {_short(given)}, {message}")
+
+
+def _known_fields(location: Sequence[str]) -> list[str]:
+    model: Any = Experiment  # walked down by name; annotations are whatever the models say
+    for part in location:
+        field = getattr(model, "model_fields", {}).get(part)
+        if field is None:
+            return []
+        candidates = [field.annotation, *get_args(field.annotation)]
+        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+    return list(getattr(model, "model_fields", {}))
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,195 @@
+"""The export: a folder with which anybody can use the student, without the search that found it.
+
+    student/
+      student.safetensors    the student alone: no projectors, no wrapper prefixes
+      config.json            architecture, classes, image size, normalisation, fingerprint
+      README.md              model card
+
+    student = kdtune.load_student("runs/digits/student")
+    logits = student(images)      # uint8 [B, C, H, W], or floats in 0..1
+
+An export counts only after it has been read back and given the same outputs as the student on real images.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import yaml
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from kdtune.data import Dataset, affine
+from kdtune.errors import ExportError
+from kdtune.experiment import Experiment, dump
+from kdtune.models import MODELS, build_model, count_parameters
+from kdtune.records import write_bytes, write_text
+from kdtune.teacher import fingerprint
+
+FORMAT = 1
+CHECKED_IMAGES = 256
+TOLERANCE = 1e-6
+
+
+class ExportedStudent(nn.Module):
+    """A student with its preprocessing: takes images as they are decoded, gives logits [B, classes].
+
+    `network` is the bare student, `classes` the names of its outputs.
+    """
+
+    def __init__(self, network: nn.Module, classes: Sequence[str], image_shape: tuple[int, int, int],
+                 mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.scale: Tensor
+        self.shift: Tensor
+        self.network = network
+        self.classes = tuple(classes)
+        self.image_shape = image_shape
+        scale, shift = affine(mean, std)
+        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("shift", shift, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits for uint8 images [B, C, H, W], or float images in 0..1."""
+        scaled = images.to(torch.float32) if images.dtype == torch.uint8 else images * 255
+        logits: Tensor = self.network(torch.addcmul(self.shift, scaled, self.scale))
+        return logits
+
+
+def load_student(path: str | Path) -> ExportedStudent:
+    """The student of an export folder, in eval mode on the CPU. Raises ExportError where it is damaged."""
+    folder = Path(path)
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        weights = safetensors.torch.load_file(folder / "student.safetensors")
+    except FileNotFoundError as error:
+        raise ExportError(f"{folder} is no export: {error.filename} is missing") from error
+    except (ValueError, SafetensorError) as error:
+        raise ExportError(f"{folder} is damaged: {error}") from error
+    if config.get("format") != FORMAT or config.get("model") not in MODELS:
+        raise ExportError(f"{folder} is of format {config.get('format')} with model {config.get('model')!r}; this version "
+                          f"reads format {FORMAT} and the models of `kdtune list models`")
+    if fingerprint(config["model"], weights) != config["fingerprint"]:
+        raise ExportError(f"{folder}: student.safetensors is not the file that config.json describes (fingerprint)")
+    shape = tuple(config["image_shape"])
+    network = build_model(config["model"], shape[0], len(config["classes"]))
+    network.load_state_dict(weights)
+    student = ExportedStudent(network, config["classes"], shape, config["mean"], config["std"])
+    return student.eval().requires_grad_(requires_grad=False)
+
+
+def export_student(folder: Path, network: nn.Module, experiment: Experiment, dataset: Dataset, card: str) -> float:
+    """Writes `folder`, whole or not at all, after reading it back; gives the largest difference of outputs.
+
+    Raises ExportError where the export does not reproduce the student on images of the data set.
+    """
+    weights = {key: tensor.detach().cpu().contiguous() for key, tensor in network.state_dict().items()}
+    config = {
+        "format": FORMAT, "model": experiment.student.model, "classes": list(dataset.classes),
+        "image_shape": list(dataset.shape), "mean": list(dataset.mean), "std": list(dataset.std),
+        "parameters": count_parameters(network), "fingerprint": fingerprint(experiment.student.model, weights),
+        "kdtune": version("kdtune"),
+    }
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    write_bytes(part / "student.safetensors", safetensors.torch.save(weights))
+    write_text(part / "README.md", card)
+    write_text(part / "config.json", json.dumps(config, indent=2))
+    difference = _largest_difference(load_student(part), network, dataset)
+    if not difference <= TOLERANCE:
+        raise ExportError(f"the export differs from the student by {difference:.2e}, more than {TOLERANCE:.0e}; "
+                          f"it was left in {part}")
+    shutil.rmtree(folder, ignore_errors=True)
+    part.rename(folder)
+    return difference
+
+
+@torch.inference_mode()
+def _largest_difference(student: ExportedStudent, network: nn.Module, dataset: Dataset) -> float:
+    """Largest difference of logits over real training images."""
+    network = network.eval()
+    device = next(network.parameters()).device
+    images = dataset.images[:CHECKED_IMAGES]
+    theirs = network(dataset.normalise(images).to(device)).cpu()
+    return (student(images.cpu()) - theirs).abs().max().item()
+
+
+def export_run(run: Path, to: Path, experiment: Experiment, dataset: Dataset, summary: Mapping[str, Any]) -> float:
+    """Exports the winner of a run, its first seed of the final stage. Raises ExportError before that has run."""
+    try:
+        weights = safetensors.torch.load_file(run / "final" / "best.safetensors")
+    except FileNotFoundError:
+        raise ExportError(f"{run} has no trained winner yet; the same `kdtune search` takes it up again") from None
+    network = build_model(experiment.student.model, dataset.shape[0], len(dataset.classes))
+    network.load_state_dict(weights)
+    return export_student(to, network.eval(), experiment, dataset, run_card(experiment, dataset, summary))
+
+
+def run_card(experiment: Experiment, dataset: Dataset, summary: Mapping[str, Any]) -> str:
+    """Model card of a search's winner: what it is, how to use it, what it was compared with."""
+    rows = "\n".join(_table_row(row) for row in summary["results"])
+    found = "\n".join(f"- `{path}`: {value}" for path, value in summary["best"]["config"].items())
+    best = next(row for row in summary["results"] if row["name"] == "best")
+    return card(experiment, dataset, accuracy=best["test_accuracy"][0], body=f"""
+## Results
+
+Test accuracy, mean ± standard deviation over seeds; the test set was read once. The weights here are the first
+seed's, whose test accuracy is {best['test_accuracy'][0]:.4f}.
+
+| | accuracy | runs | parameters | latency (ms, one image) |
+|---|---|---|---|---|
+{rows}
+
+## What the search found
+
+{found}
+
+{summary['search']['trials']} trials, {summary['search']['epochs_run']} of {summary['search']['epochs_full']} epochs run,
+validation accuracy of the winner {summary['best']['val_accuracy']:.4f}.
+""")
+
+
+def _table_row(row: Mapping[str, Any]) -> str:
+    spread = "" if row["std"] is None else f" ± {row['std']:.4f}"
+    return (f"| {row['name']} | {row['mean']:.4f}{spread} | {len(row['test_accuracy'])} | {row['parameters']:,} "
+            f"| {row['latency_ms']:.2f} |")
+
+
+def card(experiment: Experiment, dataset: Dataset, body: str, accuracy: float | None = None) -> str:
+    """A model card with the Hub's YAML header."""
+    header: dict[str, Any] = {"library_name": "kdtune", "pipeline_tag": "image-classification",
+                              "tags": ["knowledge-distillation", "kdtune"]}
+    if accuracy is not None:
+        header["model-index"] = [{"name": experiment.name, "results": [{
+            "task": {"type": "image-classification"},
+            "dataset": {"name": dataset.name, "type": dataset.name, "split": "test"},
+            "metrics": [{"type": "accuracy", "value": round(accuracy, 6)}]}]}]
+    channels, height, width = dataset.shape
+    return f"""---
+{yaml.safe_dump(header, sort_keys=False).strip()}
+---
+
+# {experiment.name}: {experiment.student.model} taught by {experiment.teacher.model}
+
+A {experiment.student.model} for {len(dataset.classes)} classes and images of {width} x {height} pixels with {channels}
+channel(s), trained on {dataset.name} by knowledge distillation with [kdtune](https://pypi.org/project/kdtune).
+
+```python
+import kdtune
+student = kdtune.load_student("path/to/this/folder")
+logits = student(images)                 # uint8 [B, {channels}, {height}, {width}], or floats in 0..1
+names = [student.classes[k] for k in logits.argmax(1)]
+```
+{body}
+## Experiment
+
+```yaml
+{dump(experiment).strip()}
+```
+"""

@@ -1,0 +1,144 @@
+"""What a run writes down: `EpochRecord`s as JSON lines, and the summary.
+
+    trials.jsonl   one line an epoch of every trial: {"trial": "0007", "config": {...}, "epoch": 12, ...}
+    final.jsonl    one line a run of the final stage: {"name": "best", "seed": 3, "test_accuracy": 0.91, ...}
+    summary.json   the numbers people quote
+
+JSON lines are the truth, everything else is a view of them. A line is written whole with one call; a last line cut
+by a crash is dropped on reading. A trial that goes back to an epoch (it was resumed) takes back what it had said of
+that epoch and later ones.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from kdtune.errors import RunError
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One epoch of one student (or teacher). Accuracies are fractions, losses are means over images."""
+
+    epoch: int  # 1-based: how many epochs this run has behind it
+    epochs: int  # planned
+    loss: float
+    terms: Mapping[str, float]  # weighted, they add up to the loss
+    val_accuracy: float | None  # None where a run trains on the validation images too
+    val_loss: float | None
+    learning_rate: float  # at the end of the epoch
+    seconds: float  # training and validation
+    temperature: float | None = None  # None for a student alone or a teacher
+    alpha: float | None = None
+    feature_weight: float | None = None
+
+    @property
+    def diverged(self) -> bool:
+        return not math.isfinite(self.loss)
+
+    @property
+    def last(self) -> bool:
+        """Nothing comes after: the run is complete or has diverged."""
+        return self.diverged or self.epoch >= self.epochs
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON has no NaN: numbers that are not finite become null."""
+        return {name: _finite(value) for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, line: Mapping[str, Any]) -> "EpochRecord":
+        given = {field.name: line[field.name] for field in fields(cls)}
+        given["loss"] = math.nan if given["loss"] is None else given["loss"]
+        return cls(**given)
+
+
+def _finite(value: Any) -> Any:  # any JSON value
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return {k: _finite(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """A trial as its lines tell it: the sampled `{path: value}` and its epochs in order."""
+
+    trial: str
+    config: Mapping[str, Any]
+    epochs: tuple[EpochRecord, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether it ran to its end, planned or diverged."""
+        return self.epochs[-1].last
+
+    @property
+    def val_accuracy(self) -> float:
+        """Of the last epoch; a diverged trial counts as 0."""
+        last = self.epochs[-1]
+        return 0.0 if last.diverged or last.val_accuracy is None else last.val_accuracy
+
+
+def append_line(path: Path, line: Mapping[str, Any]) -> None:
+    """One JSON object as one line, handed to the system in one write."""
+    with path.open("ab") as file:
+        file.write((json.dumps(line, allow_nan=False) + "\n").encode())
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Every whole line; a last line without its newline was cut by a crash and is left out."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise RunError(f"{path}, line {number} is not JSON: the file was edited or damaged") from error
+
+
+def mend(path: Path) -> None:
+    """Drops a cut last line, so that what is appended next starts on a line of its own."""
+    if not path.exists():
+        return
+    with path.open("r+b") as file:
+        content = file.read()
+        if not content.endswith(b"\n"):
+            file.truncate(content.rfind(b"\n") + 1)
+
+
+def read_trials(path: Path) -> list[TrialRecord]:
+    """Trials of a trials.jsonl in the order in which they first appeared."""
+    epochs: dict[str, list[EpochRecord]] = {}
+    configs: dict[str, Mapping[str, Any]] = {}
+    for line in read_lines(path):
+        trial, record = str(line["trial"]), EpochRecord.from_json(line)
+        configs[trial] = line["config"]
+        said = epochs.setdefault(trial, [])
+        while said and said[-1].epoch >= record.epoch:
+            said.pop()
+        said.append(record)
+    return [TrialRecord(trial, configs[trial], tuple(said)) for trial, said in epochs.items()]
+
+
+def write_text(path: Path, text: str) -> None:
+    """The whole file or nothing: written beside, flushed to disk, renamed."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Like `write_text`."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with beside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)

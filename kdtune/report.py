@@ -1,0 +1,106 @@
+"""`summary.json`: the numbers people quote, made from what a run has recorded.
+
+    {"search": {"trials", "epochs_run", "epochs_full", "seconds", "stopped_early"},
+     "best": {"config", "val_accuracy"},
+     "results": [{"name", "test_accuracy": [one a seed], "mean", "std", "parameters", "latency_ms"}, ...]}
+
+Accuracies are fractions in 0..1; std is the sample's (n - 1), null for a single run.
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from kdtune.errors import RunError
+from kdtune.experiment import Experiment
+from kdtune.models import build_model, count_parameters
+from kdtune.records import TrialRecord, write_text
+from kdtune.training import default_device, evaluate
+from kdtune.trial import Materials
+
+ORDER = ("student alone", "textbook KD", "best")  # of the results, after the teacher
+LATENCY_RUNS, LATENCY_WARMUP = 100, 20
+
+
+def summarise(experiment: Experiment, trials: Sequence[TrialRecord], best: TrialRecord,
+              lines: Sequence[Mapping[str, Any]], materials: Materials, seconds: float) -> dict[str, Any]:
+    """The summary of a run whose final stage is complete; reads the test set once for the teacher.
+
+    `lines` are those of final.jsonl.
+    """
+    device = default_device()
+    dataset = materials.dataset.to(device)
+    teacher = materials.teacher.load(device)
+    on_test = evaluate(teacher, dataset, dataset.test.images, dataset.test.labels)
+    row = _result("teacher", [on_test.accuracy], teacher, dataset.shape)
+    if not materials.teacher.trained_here:
+        row["note"] = "brought along: it may have been trained on validation images"
+    student = build_model(experiment.student.model, dataset.shape[0], len(dataset.classes)).to(device).eval()
+    results = [row]
+    for name in ORDER:
+        accuracies = [line["test_accuracy"] for line in sorted(lines, key=lambda line: line["seed"])
+                      if line["name"] == name]
+        if accuracies:
+            results.append(_result(name, accuracies, student, dataset.shape))
+    return {
+        "search": {
+            "trials": len(trials),
+            "epochs_run": sum(len(trial.epochs) for trial in trials),
+            "epochs_full": sum(trial.epochs[-1].epochs for trial in trials),
+            "seconds": round(seconds, 3),
+            "stopped_early": sum(not trial.complete for trial in trials),
+        },
+        "best": {"config": dict(best.config), "val_accuracy": best.val_accuracy},
+        "results": results,
+    }
+
+
+def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
+    write_text(folder / "summary.json", json.dumps(summary, indent=2))
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """Raises RunError where the run has not come to its end."""
+    try:
+        summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    except FileNotFoundError:
+        raise RunError(f"{folder} has no summary.json: its search has not finished. "
+                       f"The same `kdtune search` takes it up again") from None
+    return summary
+
+
+def _result(name: str, accuracies: Sequence[float], network: nn.Module, shape: tuple[int, int, int]) -> dict[str, Any]:
+    return {
+        "name": name,
+        "test_accuracy": list(accuracies),
+        "mean": statistics.fmean(accuracies),
+        "std": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
+        "parameters": count_parameters(network),
+        "latency_ms": round(latency_ms(network, shape), 4),
+    }
+
+
+@torch.inference_mode()
+def latency_ms(network: nn.Module, shape: tuple[int, int, int]) -> float:
+    """Median milliseconds for one image (C, H, W), batch 1, float32, one thread on a CPU, after a warm-up."""
+    device = next(network.parameters()).device
+    image = torch.zeros((1, *shape), device=device)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        times = []
+        for _ in range(LATENCY_WARMUP + LATENCY_RUNS):
+            began = time.perf_counter()
+            network(image)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            times.append(time.perf_counter() - began)
+    finally:
+        torch.set_num_threads(threads)
+    return statistics.median(times[LATENCY_WARMUP:]) * 1000

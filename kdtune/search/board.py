@@ -1,0 +1,133 @@
+"""Where a search stands: what the live table shows, and what `trials.jsonl` is written from.
+
+`Recorder` is a Tune callback. It appends one line an epoch, keeps the `Board` up to date, tells the watcher, deletes
+the checkpoints of trials that have ended, and saves the scheduler's rungs with Tune's own snapshots (Tune saves the
+sampler but forgets the scheduler, ray#30838).
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune.experiment import Trial
+
+from kdtune.experiment import Experiment
+from kdtune.experiment.space import active, parse
+from kdtune.records import EpochRecord, append_line, mend
+from kdtune.search.asha import Asha
+
+
+@dataclass
+class Row:
+    """One trial on the board."""
+
+    trial: str
+    config: Mapping[str, Any]
+    epoch: int = 0
+    val_accuracy: float = 0.0
+    status: str = "running"  # then: complete, stopped, diverged, failed
+
+
+@dataclass
+class Board:
+    """The search so far."""
+
+    trials: int
+    epochs: int  # of a full trial
+    concurrent: int
+    rows: dict[str, Row] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def count(self, *statuses: str) -> int:
+        return sum(row.status in statuses for row in self.rows.values())
+
+    @property
+    def ended(self) -> int:
+        return self.count("complete", "stopped", "diverged", "failed")
+
+    @property
+    def best(self) -> Row | None:
+        """Highest accuracy among trials that were not given up, which may still be running."""
+        return max((row for row in self.rows.values() if row.status in ("complete", "running") and row.epoch),
+                   key=lambda row: row.val_accuracy, default=None)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """From the epochs of the trials that have ended; None before the first has."""
+        done = sum(row.epoch for row in self.rows.values())
+        ended = [row.epoch for row in self.rows.values() if row.status != "running"]
+        if not ended or not done:
+            return None
+        expected = sum(ended) / len(ended) * self.trials
+        return self.seconds / done * max(expected - done, 0)
+
+
+class Recorder(tune.Callback):  # type: ignore[misc]  # ray is untyped
+    def __init__(self, path: Path, experiment: Experiment, concurrent: int, scheduler: Asha | None,
+                 watch: Callable[[Board], None]) -> None:
+        self.path = path
+        self.experiment = experiment
+        self.parameters, _ = parse(experiment.search.space)
+        self.scheduler = scheduler
+        self.watch = watch
+        self.board = Board(experiment.search.trials, experiment.train.epochs, concurrent)
+        self.numbers: dict[str, str] = {}
+        self.errors: list[str] = []
+        self.before = 0.0  # seconds of the runs that this one resumes
+        self.began = time.monotonic()
+        mend(path)
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._row(trials, trial).status = "running"
+        self._tell()
+
+    def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any],
+                        **info: Any) -> None:
+        row = self._row(trials, trial)
+        append_line(self.path, {"trial": row.trial, "config": row.config, **result["record"]})
+        row.epoch, row.val_accuracy = result["epoch"], result["val_accuracy"]
+        self._tell()
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        record = EpochRecord.from_json(trial.last_result["record"])
+        row = self._row(trials, trial)
+        row.status = "diverged" if record.diverged else "complete" if record.last else "stopped"
+        for checkpoint in Path(trial.storage.trial_fs_path).glob("checkpoint_*"):
+            shutil.rmtree(checkpoint)  # an ended trial is not taken up again
+        self._tell()
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._row(trials, trial).status = "failed"
+        self.errors.append(str(trial.get_error()))
+        self._tell()
+
+    def get_state(self) -> dict[str, Any]:
+        return {"rungs": self.scheduler.state() if self.scheduler else None, "rows": self.board.rows,
+                "seconds": self.seconds}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        if self.scheduler and state["rungs"]:
+            self.scheduler.restore_state(state["rungs"])
+        self.board.rows = state["rows"]
+        self.before = state["seconds"]
+
+    @property
+    def seconds(self) -> float:
+        return self.before + time.monotonic() - self.began
+
+    def _row(self, trials: list[Trial], trial: Trial) -> Row:
+        if trial.trial_id not in self.numbers:
+            self.numbers[trial.trial_id] = f"{trials.index(trial):04d}"
+        number = self.numbers[trial.trial_id]
+        if number not in self.board.rows:
+            values = active(self.parameters, trial.config, self.experiment)
+            self.board.rows[number] = Row(number, values)
+        return self.board.rows[number]
+
+    def _tell(self) -> None:
+        self.board.seconds = self.seconds
+        self.watch(self.board)

@@ -1,0 +1,95 @@
+"""The final stage: winner and baselines, several seeds each, full length, whole training set, test set read once.
+
+Runs are independent and go side by side over the same slots as trials. Each finished run is one line of
+final.jsonl, so a stage that was interrupted repeats only what is missing. Seeds differ from the search's own, on
+which the winner was chosen.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import safetensors.torch
+import torch
+
+from kdtune.errors import RunError
+from kdtune.experiment import Experiment, textbook
+from kdtune.records import append_line, mend, read_lines, write_bytes
+from kdtune.search.session import Slots
+from kdtune.training import default_device, evaluate
+from kdtune.trial import Bench, Materials
+
+ALONE, TEXTBOOK_KD, BEST = "student alone", "textbook KD", "best"
+WEIGHTS = "final/best.safetensors"  # of the winner's first seed: what is exported
+
+
+@dataclass(frozen=True)
+class Job:
+    name: str
+    seed: int
+    experiment: Experiment
+
+
+class FinalWorker:
+    """An actor that trains one student after another and reads the test set once for each."""
+
+    def __init__(self, materials: Materials, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.bench = Bench(materials, default_device())
+
+    def run(self, job: Job, weights: str | None) -> dict[str, Any]:
+        trial = self.bench.start(job.experiment, seed=job.seed, alone=job.name == ALONE, whole=True)
+        records = list(trial.records)
+        network, dataset = trial.student.network, self.bench.dataset
+        if weights is not None:
+            Path(weights).parent.mkdir(exist_ok=True)
+            state = {key: tensor.cpu().contiguous() for key, tensor in network.state_dict().items()}
+            write_bytes(Path(weights), safetensors.torch.save(state))
+        test = evaluate(network, dataset, dataset.test.images, dataset.test.labels)
+        return {"name": job.name, "seed": job.seed, "test_accuracy": test.accuracy, "diverged": records[-1].diverged,
+                "epochs": [record.to_json() for record in records]}
+
+
+def jobs_of(experiment: Experiment, winner: Experiment) -> list[Job]:
+    """Every run of the stage, the winner's first."""
+    experiments: Mapping[str, Experiment] = {BEST: winner, ALONE: experiment, TEXTBOOK_KD: textbook(winner)}
+    names = [BEST, *experiment.final.baselines]
+    first = experiment.search.seed + 1
+    return [Job(name, first + k, experiments[name]) for name in names for k in range(experiment.final.seeds)]
+
+
+def run_final(folder: Path, experiment: Experiment, winner: Experiment, materials: Materials, slots: Slots,
+              watch: Callable[[int, int], None]) -> list[dict[str, Any]]:
+    """Lines of final.jsonl, all of them. `watch(done, total)` hears of each run. Raises RunError if a run fails."""
+    path = folder / "final.jsonl"
+    mend(path)
+    lines = list(read_lines(path))
+    jobs = jobs_of(experiment, winner)
+    done = {(line["name"], line["seed"]) for line in lines}
+    waiting = [job for job in jobs if (job.name, job.seed) not in done]
+    watch(len(lines), len(jobs))
+    if not waiting:
+        return lines
+    worker = ray.remote(num_cpus=slots.cpus, num_gpus=slots.gpus)(FinalWorker)
+    shared = ray.put(materials)
+    idle = [worker.remote(shared, slots.threads) for _ in range(min(slots.concurrent, len(waiting)))]
+    busy: dict[Any, Any] = {}  # a result's reference -> its actor; both are untyped
+    while waiting or busy:
+        while waiting and idle:
+            actor, job = idle.pop(), waiting.pop(0)
+            weights = str(folder / WEIGHTS) if job is jobs[0] else None
+            busy[actor.run.remote(job, weights)] = actor
+        (ready, *_), _ = ray.wait(list(busy), num_returns=1)
+        try:
+            line = ray.get(ready)
+        except ray.exceptions.RayError as error:
+            raise RunError(f"a run of the final stage failed: {error}\nThe same command takes it up again") from error
+        idle.append(busy.pop(ready))
+        append_line(path, line)
+        lines.append(line)
+        watch(len(lines), len(jobs))
+    for actor in idle:
+        ray.kill(actor)
+    return lines

@@ -1,0 +1,106 @@
+"""`run_search(experiment, watch)`: data and teacher, cache, trials under Tune, the final stage, the export.
+
+Everything that it finds out is in the run folder, so that the same call takes an interrupted run up where it stopped,
+and a finished one is only read.
+"""
+
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+from ray import tune
+
+from kdtune.errors import ExperimentError, Problem, RunError
+from kdtune.experiment import Experiment, with_values
+from kdtune.export import export_run
+from kdtune.records import TrialRecord, read_trials
+from kdtune.report import summarise, write_summary
+from kdtune.search.asha import Asha
+from kdtune.search.board import Board, Recorder
+from kdtune.search.final import run_final
+from kdtune.search.sampler import METRIC, MODE, make_searcher
+from kdtune.search.session import Slots, session
+from kdtune.search.trainable import StudentTrial
+from kdtune.training import default_device
+from kdtune.trial import Materials, Progress, claim, prepare
+
+
+class Watcher(Progress, Protocol):
+    """What a search tells whoever watches."""
+
+    def search_progress(self, board: Board) -> None: ...
+    def final_progress(self, done: int, total: int) -> None: ...
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, after everything that a resumed run needs has been written."""
+
+
+def run_search(experiment: Experiment, watch: Watcher) -> Path:
+    """The run folder, complete: summary.json and student/ in it. Raises KdtuneError, or Interrupted on Ctrl-C."""
+    if not experiment.search.space:
+        raise ExperimentError(experiment.name, [Problem("search.space", "is empty: there is nothing to search. "
+                                                        "`kdtune train` trains the one configuration of the file")])
+    folder = claim(experiment)
+    if (folder / "summary.json").exists() and (folder / "student").exists():
+        return folder
+    materials = prepare(experiment, default_device(), watch)
+    with session(experiment.resources) as slots:
+        seconds = _run_trials(folder, experiment, materials, slots, watch)
+        trials = read_trials(folder / "trials.jsonl")
+        best = pick_best(trials)
+        winner = with_values(experiment, best.config)
+        lines = run_final(folder, experiment, winner, materials, slots, watch.final_progress)
+    summary = summarise(experiment, trials, best, lines, materials, seconds)
+    export_run(folder, folder / "student", winner, materials.dataset, summary)
+    write_summary(folder, summary)
+    return folder
+
+
+def pick_best(trials: list[TrialRecord]) -> TrialRecord:
+    """Highest validation accuracy of the last epoch among trials that ran in full.
+
+    Small validation splits tie often: then the mean over the last quarter of the run decides, then who came first.
+    """
+    complete = [trial for trial in trials if trial.complete and not trial.epochs[-1].diverged]
+    if not complete:
+        raise RunError("no trial ran in full without diverging; lower train.learning_rate or widen search.space")
+
+    def merit(trial: TrialRecord) -> tuple[float, float]:
+        tail = trial.epochs[-max(1, len(trial.epochs) // 4):]
+        return trial.val_accuracy, sum(record.val_accuracy or 0.0 for record in tail) / len(tail)
+
+    return max(complete, key=merit)
+
+
+def _run_trials(folder: Path, experiment: Experiment, materials: Materials, slots: Slots, watch: Watcher) -> float:
+    """Runs what is left of the trials; gives the seconds that they took, over all resumed runs."""
+    stopper = experiment.search.stopper
+    scheduler = Asha(experiment.grace_epochs, stopper.reduction_factor, experiment.train.epochs) \
+        if stopper.kind == "asha" else None
+    recorder = Recorder(folder / "trials.jsonl", experiment, slots.concurrent, scheduler, watch.search_progress)
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots.concurrent)
+    analysis = tune.run(
+        tune.with_parameters(StudentTrial, experiment=experiment, materials=materials, threads=slots.threads),
+        name="ray", storage_path=str(folder), resume=any((folder / "ray").glob("experiment_state-*.json")),
+        metric=METRIC, mode=MODE, num_samples=experiment.search.trials,
+        search_alg=make_searcher(experiment), scheduler=scheduler, max_concurrent_trials=slots.concurrent,
+        resources_per_trial=slots.request, reuse_actors=True,
+        checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
+        callbacks=[recorder], verbose=0, raise_on_failed_trial=False,
+        trial_dirname_creator=_short_name, trial_name_creator=_short_name,
+    )
+    _check_finished(experiment, analysis.trials, recorder)
+    return recorder.seconds
+
+
+def _short_name(trial: Any) -> str:  # ray is untyped
+    return str(trial.trial_id)
+
+
+def _check_finished(experiment: Experiment, trials: list[Any], recorder: Recorder) -> None:
+    ended = [trial for trial in trials if trial.is_finished()]
+    if len(ended) < experiment.search.trials:
+        raise Interrupted
+    if len(recorder.errors) == len(trials):
+        raise RunError(f"every trial failed; the first said:\n{recorder.errors[0]}")

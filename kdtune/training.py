@@ -1,0 +1,184 @@
+"""The training loop: any module, any objective, one epoch at a time.
+
+`train(...)` is a generator of `EpochRecord`s. Whoever iterates it decides when to stop, and between two epochs the
+`TrainingState` that was passed in can be saved and later resumed: order, augmentation, dropout and learning rate
+are functions of `(seed, epoch)`, so a resumed run continues as if it had never stopped.
+
+    state = TrainingState(learner, optimizer_for(learner, config))
+    for record in train(state, objective, dataset, data_config, config, dataset.fit, seed=0): ...
+"""
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdtune.data import Batch, Dataset, batches, steps_an_epoch
+from kdtune.experiment import Data, Train
+from kdtune.records import EpochRecord
+
+EVALUATION_BATCH = 1024
+
+
+class Objective(Protocol):
+    """What is minimised: the sum of named, already weighted terms."""
+
+    def begin_epoch(self, epoch: int, epochs: int, column: int) -> Mapping[str, float]:
+        """Called before 0-based `epoch`; gives the values of its schedules, to be recorded."""
+
+    def __call__(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
+        """Scalar terms for the learner's outputs (`Any`: logits, or logits with features)."""
+
+
+class CrossEntropy:
+    """Plain supervised training: a teacher, or a student alone. Outputs are logits [B, C]."""
+
+    def begin_epoch(self, epoch: int, epochs: int, column: int) -> Mapping[str, float]:
+        return {}
+
+    def __call__(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
+        return {"cross_entropy": F.cross_entropy(outputs.float(), batch.labels)}
+
+
+@dataclass
+class TrainingState:
+    """Everything that a resumed run needs, as it is between two epochs."""
+
+    learner: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler(enabled=False))
+    epoch: int = 0  # epochs done
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"learner": self.learner.state_dict(), "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(), "epoch": self.epoch}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        self.learner.load_state_dict(saved["learner"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.scaler.load_state_dict(saved["scaler"])
+        self.epoch = saved["epoch"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    accuracy: float
+    loss: float  # mean cross-entropy
+    predictions: Tensor  # [N] int64
+
+
+def default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def new_state(learner: nn.Module, config: Train, device: torch.device) -> TrainingState:
+    """State of a run that has not begun. Every parameter is decayed alike, as in the published tables."""
+    learner.to(device)
+    parameters = [parameter for parameter in learner.parameters() if parameter.requires_grad]
+    optimizer: torch.optim.Optimizer
+    if config.optimizer == "sgd":
+        optimizer = torch.optim.SGD(parameters, lr=config.learning_rate, momentum=config.momentum,
+                                    nesterov=config.nesterov, weight_decay=config.weight_decay)
+    else:
+        optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    float16 = precision_of(config, device) == torch.float16
+    return TrainingState(learner, optimizer, torch.amp.GradScaler(device.type, enabled=float16))
+
+
+def precision_of(config: Train, device: torch.device) -> torch.dtype:
+    """The type that autocast computes in; `auto` takes what the device has."""
+    if config.precision == "auto":
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    dtype = getattr(torch, config.precision)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+def autocast(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[Any]:
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
+
+
+def learning_rate(config: Train, progress: float) -> float:
+    """At `progress` (0 to 1) of all steps: linear warm-up, then cosine to 0, steps, or constant."""
+    if progress < config.warmup:
+        return config.learning_rate * progress / config.warmup
+    if config.schedule == "cosine":
+        rest = (progress - config.warmup) / (1 - config.warmup)
+        return config.learning_rate * (1 + math.cos(math.pi * rest)) / 2
+    if config.schedule == "step":
+        return config.learning_rate * config.factor ** sum(progress >= m for m in config.milestones)
+    return config.learning_rate
+
+
+def train(state: TrainingState, objective: Objective, dataset: Dataset, data: Data, config: Train,
+          indices: Tensor, *, seed: int, views: int, validate: bool) -> Iterator[EpochRecord]:
+    """Trains `state.learner` on the training images `indices` from epoch `state.epoch` on, a record an epoch.
+
+    Ends early after an epoch whose loss is not finite. Nothing in a step waits for the device.
+    """
+    device = dataset.images.device
+    dtype = precision_of(config, device)
+    learner, optimizer, scaler = state.learner, state.optimizer, state.scaler
+    steps = steps_an_epoch(len(indices), config.batch_size)
+    for epoch in range(state.epoch, config.epochs):
+        began = time.perf_counter()
+        torch.manual_seed((seed << 20) + epoch)  # dropout, if the model has any
+        column = epoch % views
+        weights = objective.begin_epoch(epoch, config.epochs, column)
+        learner.train()
+        sums: dict[str, Tensor] = {}
+        for step, batch in enumerate(batches(dataset, data, indices, size=config.batch_size, column=column,
+                                             seed=seed, epoch=epoch)):
+            rate = learning_rate(config, (epoch * steps + step) / (config.epochs * steps))
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            with autocast(dtype, device):
+                outputs = learner(batch.images)
+            terms = objective(outputs, batch)
+            optimizer.zero_grad(set_to_none=True)
+            scaler.scale(torch.stack(list(terms.values())).sum()).backward()  # type: ignore[no-untyped-call]
+            scaler.step(optimizer)
+            scaler.update()
+            for name, term in terms.items():
+                sums[name] = sums.get(name, 0) + term.detach()
+        state.epoch = epoch + 1
+        means = {name: total.item() / steps for name, total in sums.items()}
+        evaluation = evaluate(learner, dataset, dataset.images, dataset.labels, dataset.validation, dtype) \
+            if validate else None
+        record = EpochRecord(
+            epoch=epoch + 1, epochs=config.epochs, loss=sum(means.values()), terms=means,
+            val_accuracy=evaluation.accuracy if evaluation else None,
+            val_loss=evaluation.loss if evaluation else None,
+            learning_rate=rate, seconds=time.perf_counter() - began,
+            temperature=weights.get("temperature"), alpha=weights.get("alpha"),
+            feature_weight=weights.get("feature_weight"),
+        )
+        yield record
+        if record.diverged:
+            return
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, dataset: Dataset, images: Tensor, labels: Tensor,
+             indices: Tensor | None = None, dtype: torch.dtype = torch.float32) -> Evaluation:
+    """Accuracy and cross-entropy of `model` (logits, or logits first) on uint8 images, without augmentation."""
+    model.eval()
+    everything = torch.arange(len(labels), device=labels.device) if indices is None else indices
+    predictions, losses = [], []
+    for chosen in everything.split(EVALUATION_BATCH):
+        with autocast(dtype, images.device):
+            outputs = model(dataset.normalise(images[chosen]))
+        logits = (outputs[0] if isinstance(outputs, tuple) else outputs).float()  # [B, C]
+        predictions.append(logits.argmax(dim=1))
+        losses.append(F.cross_entropy(logits, labels[chosen], reduction="sum"))
+    predicted = torch.cat(predictions)
+    accuracy = (predicted == labels[everything]).double().mean().item()
+    return Evaluation(accuracy, torch.stack(losses).sum().item() / len(everything), predicted)
