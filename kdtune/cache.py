@@ -58,8 +58,11 @@ class Identity:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
     def differences(self, other: "Identity") -> list[str]:
-        return [f"{name}: {value} in the cache, {getattr(other, name)} here"
-                for name, value in asdict(self).items() if value != getattr(other, name)]
+        return [
+            f"{name}: {value} in the cache, {getattr(other, name)} here"
+            for name, value in asdict(self).items()
+            if value != getattr(other, name)
+        ]
 
 
 @dataclass(frozen=True)
@@ -81,9 +84,13 @@ class Manifest:
 def identify(dataset: Dataset, data: Data, teacher: Teacher) -> Identity:
     padding = f" padding {data.crop_padding}" if "crop" in data.augment else ""
     return Identity(
-        dataset=dataset.fingerprint, teacher=teacher.fingerprint, augmentation=data.augment + padding,
-        normalisation=f"mean {list(dataset.mean)} std {list(dataset.std)}", view_seed=data.view_seed,
-        rows=len(dataset.labels), classes=len(dataset.classes),
+        dataset=dataset.fingerprint,
+        teacher=teacher.fingerprint,
+        augmentation=data.augment + padding,
+        normalisation=f"mean {list(dataset.mean)} std {list(dataset.std)}",
+        view_seed=data.view_seed,
+        rows=len(dataset.labels),
+        classes=len(dataset.classes),
     )
 
 
@@ -115,8 +122,11 @@ class LogitCache:
 
     def bad_columns(self) -> list[int]:
         """Columns whose bytes are not those that were written; reads every byte."""
-        return [view for view, sha256 in enumerate(self.manifest.sha256)
-                if _sha256_of(column_path(self.folder, view)) != sha256]
+        return [
+            view
+            for view, sha256 in enumerate(self.manifest.sha256)
+            if _sha256_of(column_path(self.folder, view)) != sha256
+        ]
 
     def check_rows(self, network: nn.Module, dataset: Dataset, data: Data) -> None:
         """Recomputes a sample of rows with the teacher. Raises CacheError where one differs."""
@@ -128,9 +138,11 @@ class LogitCache:
             wrong = ((fresh - kept).abs() > TOLERANCE * fresh.abs().clamp_min(1)).any(dim=1)
             if wrong.any():
                 row = int(rows[wrong][0])
-                raise CacheError(f"{column_path(self.folder, view)}: the teacher now answers differently to image {row} "
-                                 f"({int(wrong.sum())} of {len(rows)} rows). Run `kdtune cache verify`, or remove "
-                                 f"{self.folder} to build it anew")
+                raise CacheError(
+                    f"{column_path(self.folder, view)}: the teacher now answers differently to image {row} "
+                    f"({int(wrong.sum())} of {len(rows)} rows). Run `kdtune cache verify`, or remove "
+                    f"{self.folder} to build it anew"
+                )
 
 
 def column_path(folder: Path, view: int) -> Path:
@@ -154,12 +166,23 @@ def read_manifest(folder: Path) -> Manifest | None:
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CacheError(f"{folder / 'manifest.json'} is damaged or of another version ({error}); "
-                         f"remove {folder} to build it anew") from error
+        raise CacheError(
+            f"{folder / 'manifest.json'} is damaged or of another version ({error}); remove {folder} to build it anew"
+        ) from error
 
 
-def build(folder: Path, identity: Identity, views: int, teacher: Teacher, dataset: Dataset, data: Data,
-          network: nn.Module, progress: Callable[[int, int], None], *, recheck: bool = False) -> LogitCache:
+def build(
+    folder: Path,
+    identity: Identity,
+    views: int,
+    teacher: Teacher,
+    dataset: Dataset,
+    data: Data,
+    network: nn.Module,
+    progress: Callable[[int, int], None],
+    *,
+    recheck: bool = False,
+) -> LogitCache:
     """A cache with at least `views` columns: what is there is kept, what is missing is computed.
 
     `recheck` reads every byte of finished columns and computes damaged ones again. `progress(done, views)` is called
@@ -169,7 +192,9 @@ def build(folder: Path, identity: Identity, views: int, teacher: Teacher, datase
     with _locked(folder):
         manifest = read_manifest(folder)
         if manifest is not None and manifest.identity != identity:
-            raise CacheError(f"{folder} belongs to something else: " + "; ".join(manifest.identity.differences(identity)))
+            raise CacheError(
+                f"{folder} belongs to something else: " + "; ".join(manifest.identity.differences(identity))
+            )
         known = manifest.sha256 if manifest else ()
         if len(known) >= views and not recheck:
             assert manifest is not None
@@ -188,8 +213,14 @@ def build(folder: Path, identity: Identity, views: int, teacher: Teacher, datase
                     found = None
             hashes.append(found or _write_column(path, network, dataset, data, view))
             progress(view + 1, views)
-        manifest = Manifest(identity, tuple(hashes), column_path(folder, 0).stat().st_size, teacher.model,
-                            teacher.val_accuracy, _versions())
+        manifest = Manifest(
+            identity,
+            tuple(hashes),
+            column_path(folder, 0).stat().st_size,
+            teacher.model,
+            teacher.val_accuracy,
+            _versions(),
+        )
         write_text(folder / "manifest.json", json.dumps(asdict(manifest), indent=2))
         return LogitCache(folder, manifest)
 
@@ -204,7 +235,7 @@ def answer(network: nn.Module, dataset: Dataset, data: Data, view: int, indices:
 
 def _write_column(path: Path, network: nn.Module, dataset: Dataset, data: Data, view: int) -> str:
     rows = torch.arange(len(dataset.labels), device=dataset.labels.device)
-    logits = torch.cat([answer(network, dataset, data, view, chunk).half() for chunk in rows.split(BUILD_BATCH)])
+    logits = torch.cat([answer(network, dataset, data, view, chunk).half() for chunk in torch.split(rows, BUILD_BATCH)])
     if not logits.isfinite().all():
         raise CacheError("the teacher's logits do not fit float16 (above 65504 or not finite); check the teacher")
     values: npt.NDArray[np.float16] = logits.cpu().numpy()  # [N, C]
@@ -223,8 +254,10 @@ def _map(path: Path, manifest: Manifest) -> Tensor:
     try:
         size = path.stat().st_size
         if size != manifest.column_bytes:
-            raise CacheError(f"{path} has {size} bytes, its manifest says {manifest.column_bytes}: truncated or replaced. "
-                             f"Run `kdtune cache build` to compute it again")
+            raise CacheError(
+                f"{path} has {size} bytes, its manifest says {manifest.column_bytes}: truncated or replaced. "
+                f"Run `kdtune cache build` to compute it again"
+            )
         with pa.memory_map(str(path)) as source:
             column = pa.ipc.open_file(source).get_batch(0).column(0)
         flat = column.flatten().to_numpy(zero_copy_only=True)
@@ -251,8 +284,10 @@ def _check_disk(folder: Path, identity: Identity, columns: int) -> None:
     needed = identity.rows * identity.classes * 2 * columns
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise CacheError(f"the cache needs {needed / 1e9:.2f} GB more in {folder}, {free / 1e9:.2f} GB are free. "
-                         f"Free some space, set storage elsewhere, or lower data.views")
+        raise CacheError(
+            f"the cache needs {needed / 1e9:.2f} GB more in {folder}, {free / 1e9:.2f} GB are free. "
+            f"Free some space, set storage elsewhere, or lower data.views"
+        )
 
 
 def _versions() -> dict[str, str]:

@@ -42,8 +42,14 @@ class ExportedStudent(nn.Module):
     `network` is the bare student, `classes` the names of its outputs.
     """
 
-    def __init__(self, network: nn.Module, classes: Sequence[str], image_shape: tuple[int, int, int],
-                 mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        classes: Sequence[str],
+        image_shape: tuple[int, int, int],
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> None:
         super().__init__()
         self.scale: Tensor
         self.shift: Tensor
@@ -72,8 +78,10 @@ def load_student(path: str | Path) -> ExportedStudent:
     except (ValueError, SafetensorError) as error:
         raise ExportError(f"{folder} is damaged: {error}") from error
     if config.get("format") != FORMAT or config.get("model") not in MODELS:
-        raise ExportError(f"{folder} is of format {config.get('format')} with model {config.get('model')!r}; this version "
-                          f"reads format {FORMAT} and the models of `kdtune list models`")
+        raise ExportError(
+            f"{folder} is of format {config.get('format')} with model {config.get('model')!r}; this version "
+            f"reads format {FORMAT} and the models of `kdtune list models`"
+        )
     if fingerprint(config["model"], weights) != config["fingerprint"]:
         raise ExportError(f"{folder}: student.safetensors is not the file that config.json describes (fingerprint)")
     shape = tuple(config["image_shape"])
@@ -90,9 +98,14 @@ def export_student(folder: Path, network: nn.Module, experiment: Experiment, dat
     """
     weights = {key: tensor.detach().cpu().contiguous() for key, tensor in network.state_dict().items()}
     config = {
-        "format": FORMAT, "model": experiment.student.model, "classes": list(dataset.classes),
-        "image_shape": list(dataset.shape), "mean": list(dataset.mean), "std": list(dataset.std),
-        "parameters": count_parameters(network), "fingerprint": fingerprint(experiment.student.model, weights),
+        "format": FORMAT,
+        "model": experiment.student.model,
+        "classes": list(dataset.classes),
+        "image_shape": list(dataset.shape),
+        "mean": list(dataset.mean),
+        "std": list(dataset.std),
+        "parameters": count_parameters(network),
+        "fingerprint": fingerprint(experiment.student.model, weights),
         "kdtune": version("kdtune"),
     }
     part = folder.with_name(f".{folder.name}.part")
@@ -103,8 +116,9 @@ def export_student(folder: Path, network: nn.Module, experiment: Experiment, dat
     write_text(part / "config.json", json.dumps(config, indent=2))
     difference = _largest_difference(load_student(part), network, dataset)
     if not difference <= TOLERANCE:
-        raise ExportError(f"the export differs from the student by {difference:.2e}, more than {TOLERANCE:.0e}; "
-                          f"it was left in {part}")
+        raise ExportError(
+            f"the export differs from the student by {difference:.2e}, more than {TOLERANCE:.0e}; it was left in {part}"
+        )
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
     return difference
@@ -117,7 +131,8 @@ def _largest_difference(student: ExportedStudent, network: nn.Module, dataset: D
     device = next(network.parameters()).device
     images = dataset.images[:CHECKED_IMAGES]
     theirs = network(dataset.normalise(images).to(device)).cpu()
-    return (student(images.cpu()) - theirs).abs().max().item()
+    difference: Tensor = (student(images.cpu()) - theirs).abs().max()
+    return difference.item()
 
 
 def export_run(run: Path, to: Path, experiment: Experiment, dataset: Dataset, summary: Mapping[str, Any]) -> float:
@@ -136,11 +151,15 @@ def run_card(experiment: Experiment, dataset: Dataset, summary: Mapping[str, Any
     rows = "\n".join(_table_row(row) for row in summary["results"])
     found = "\n".join(f"- `{path}`: {value}" for path, value in summary["best"]["config"].items())
     best = next(row for row in summary["results"] if row["name"] == "best")
-    return card(experiment, dataset, accuracy=best["test_accuracy"][0], body=f"""
+    return card(
+        experiment,
+        dataset,
+        accuracy=best["test_accuracy"][0],
+        body=f"""
 ## Results
 
 Test accuracy, mean ± standard deviation over seeds; the test set was read once. The weights here are the first
-seed's, whose test accuracy is {best['test_accuracy'][0]:.4f}.
+seed's, whose test accuracy is {best["test_accuracy"][0]:.4f}.
 
 | | accuracy | runs | parameters | latency (ms, one image) |
 |---|---|---|---|---|
@@ -150,26 +169,40 @@ seed's, whose test accuracy is {best['test_accuracy'][0]:.4f}.
 
 {found}
 
-{summary['search']['trials']} trials, {summary['search']['epochs_run']} of {summary['search']['epochs_full']} epochs run,
-validation accuracy of the winner {summary['best']['val_accuracy']:.4f}.
-""")
+{summary["search"]["trials"]} trials, {summary["search"]["epochs_run"]} of {summary["search"]["epochs_full"]} epochs
+run, validation accuracy of the winner {summary["best"]["val_accuracy"]:.4f}.
+""",
+    )
 
 
 def _table_row(row: Mapping[str, Any]) -> str:
     spread = "" if row["std"] is None else f" ± {row['std']:.4f}"
-    return (f"| {row['name']} | {row['mean']:.4f}{spread} | {len(row['test_accuracy'])} | {row['parameters']:,} "
-            f"| {row['latency_ms']:.2f} |")
+    return (
+        f"| {row['name']} | {row['mean']:.4f}{spread} | {len(row['test_accuracy'])} | {row['parameters']:,} "
+        f"| {row['latency_ms']:.2f} |"
+    )
 
 
 def card(experiment: Experiment, dataset: Dataset, body: str, accuracy: float | None = None) -> str:
     """A model card with the Hub's YAML header."""
-    header: dict[str, Any] = {"library_name": "kdtune", "pipeline_tag": "image-classification",
-                              "tags": ["knowledge-distillation", "kdtune"]}
+    header: dict[str, Any] = {
+        "library_name": "kdtune",
+        "pipeline_tag": "image-classification",
+        "tags": ["knowledge-distillation", "kdtune"],
+    }
     if accuracy is not None:
-        header["model-index"] = [{"name": experiment.name, "results": [{
-            "task": {"type": "image-classification"},
-            "dataset": {"name": dataset.name, "type": dataset.name, "split": "test"},
-            "metrics": [{"type": "accuracy", "value": round(accuracy, 6)}]}]}]
+        header["model-index"] = [
+            {
+                "name": experiment.name,
+                "results": [
+                    {
+                        "task": {"type": "image-classification"},
+                        "dataset": {"name": dataset.name, "type": dataset.name, "split": "test"},
+                        "metrics": [{"type": "accuracy", "value": round(accuracy, 6)}],
+                    }
+                ],
+            }
+        ]
     channels, height, width = dataset.shape
     return f"""---
 {yaml.safe_dump(header, sort_keys=False).strip()}

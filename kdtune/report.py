@@ -28,8 +28,14 @@ ORDER = ("student alone", "textbook KD", "best")  # of the results, after the te
 LATENCY_RUNS, LATENCY_WARMUP = 100, 20
 
 
-def summarise(experiment: Experiment, trials: Sequence[TrialRecord], best: TrialRecord,
-              lines: Sequence[Mapping[str, Any]], materials: Materials, seconds: float) -> dict[str, Any]:
+def summarise(
+    experiment: Experiment,
+    trials: Sequence[TrialRecord],
+    best: TrialRecord,
+    lines: Sequence[Mapping[str, Any]],
+    materials: Materials,
+    seconds: float,
+) -> dict[str, Any]:
     """The summary of a run whose final stage is complete; reads the test set once for the teacher.
 
     `lines` are those of final.jsonl.
@@ -44,8 +50,9 @@ def summarise(experiment: Experiment, trials: Sequence[TrialRecord], best: Trial
     student = build_model(experiment.student.model, dataset.shape[0], len(dataset.classes)).to(device).eval()
     results = [row]
     for name in ORDER:
-        accuracies = [line["test_accuracy"] for line in sorted(lines, key=lambda line: line["seed"])
-                      if line["name"] == name]
+        accuracies = [
+            line["test_accuracy"] for line in sorted(lines, key=lambda line: line["seed"]) if line["name"] == name
+        ]
         if accuracies:
             results.append(_result(name, accuracies, student, dataset.shape))
     return {
@@ -70,8 +77,9 @@ def read_summary(folder: Path) -> dict[str, Any]:
     try:
         summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
     except FileNotFoundError:
-        raise RunError(f"{folder} has no summary.json: its search has not finished. "
-                       f"The same `kdtune search` takes it up again") from None
+        raise RunError(
+            f"{folder} has no summary.json: its search has not finished. The same `kdtune search` takes it up again"
+        ) from None
     return summary
 
 

@@ -51,8 +51,9 @@ class Teacher:
         return network.to(device).eval().requires_grad_(requires_grad=False)
 
 
-def obtain(experiment: Experiment, dataset: Dataset, device: torch.device,
-           on_epoch: Callable[[EpochRecord], None]) -> Teacher:
+def obtain(
+    experiment: Experiment, dataset: Dataset, device: torch.device, on_epoch: Callable[[EpochRecord], None]
+) -> Teacher:
     """The experiment's teacher: found, loaded from its checkpoint, or trained (a record an epoch to `on_epoch`).
 
     Raises TeacherError where the checkpoint does not fit or the teacher is no better than chance.
@@ -100,13 +101,23 @@ def fingerprint(name: str, weights: Mapping[str, Tensor]) -> str:
 def _recipe(experiment: Experiment, dataset: Dataset) -> str:
     """Name of the folder of a teacher trained here: everything that decides its weights."""
     data = experiment.data.model_dump(include={"augment", "crop_padding", "validation", "split_seed", "view_seed"})
-    recipe = {"dataset": dataset.fingerprint, "mean": dataset.mean, "std": dataset.std, "data": data,
-              "teacher": experiment.teacher.model_dump()}
+    recipe = {
+        "dataset": dataset.fingerprint,
+        "mean": dataset.mean,
+        "std": dataset.std,
+        "data": data,
+        "teacher": experiment.teacher.model_dump(),
+    }
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _train(experiment: Experiment, dataset: Dataset, device: torch.device, folder: Path,
-           on_epoch: Callable[[EpochRecord], None]) -> Teacher:
+def _train(
+    experiment: Experiment,
+    dataset: Dataset,
+    device: torch.device,
+    folder: Path,
+    on_epoch: Callable[[EpochRecord], None],
+) -> Teacher:
     config = experiment.teacher
     torch.manual_seed(config.seed)
     network = build_model(config.model, dataset.shape[0], len(dataset.classes))
@@ -117,12 +128,23 @@ def _train(experiment: Experiment, dataset: Dataset, device: torch.device, folde
         state.load_state_dict(torch.load(unfinished, map_location=device, weights_only=True))
     views = experiment.data.model_copy(update={"view_seed": experiment.data.view_seed + OWN_VIEWS})
     saved = time.monotonic()
-    for record in train(state, CrossEntropy(), dataset, views, config.train, dataset.fit, seed=config.seed,
-                        views=config.train.epochs, validate=True):
+    for record in train(
+        state,
+        CrossEntropy(),
+        dataset,
+        views,
+        config.train,
+        dataset.fit,
+        seed=config.seed,
+        views=config.train.epochs,
+        validate=True,
+    ):
         on_epoch(record)
         if record.diverged:
-            raise TeacherError(f"the teacher diverged in epoch {record.epoch}; lower teacher.train.learning_rate "
-                               f"({config.train.learning_rate})")
+            raise TeacherError(
+                f"the teacher diverged in epoch {record.epoch}; lower teacher.train.learning_rate "
+                f"({config.train.learning_rate})"
+            )
         if not record.last and time.monotonic() - saved > SAVE_EVERY_S:
             partial = unfinished.with_suffix(".part")
             torch.save(state.state_dict(), partial)
@@ -151,8 +173,14 @@ def _read_network(experiment: Experiment, dataset: Dataset) -> nn.Module:
 
 def _task(experiment: Experiment, dataset: Dataset, network: nn.Module) -> str:
     """Name of the folder of a teacher brought along: its weights, and what its recorded accuracy depends on."""
-    task = [fingerprint(experiment.teacher.model, network.state_dict()), dataset.fingerprint, dataset.mean,
-            dataset.std, experiment.data.validation, experiment.data.split_seed]
+    task = [
+        fingerprint(experiment.teacher.model, network.state_dict()),
+        dataset.fingerprint,
+        dataset.mean,
+        dataset.std,
+        experiment.data.validation,
+        experiment.data.split_seed,
+    ]
     return hashlib.sha256(json.dumps(task).encode()).hexdigest()[:16]
 
 
@@ -165,11 +193,18 @@ def _keep(network: nn.Module, name: str, dataset: Dataset, folder: Path, *, trai
     validation = evaluate(network, dataset, dataset.images, dataset.labels, dataset.validation)
     weights = {key: tensor.cpu().contiguous() for key, tensor in network.state_dict().items()}
     teacher = Teacher(
-        folder=str(folder), model=name, channels=dataset.shape[0], classes=len(dataset.classes),
-        fingerprint=fingerprint(name, weights), val_accuracy=validation.accuracy, trained_here=trained_here,
+        folder=str(folder),
+        model=name,
+        channels=dataset.shape[0],
+        classes=len(dataset.classes),
+        fingerprint=fingerprint(name, weights),
+        val_accuracy=validation.accuracy,
+        trained_here=trained_here,
     )
     write_bytes(folder / "teacher.safetensors", safetensors.torch.save(weights))
-    write_text(folder / "teacher.json", json.dumps({k: v for k, v in asdict(teacher).items() if k != "folder"}, indent=2))
+    write_text(
+        folder / "teacher.json", json.dumps({k: v for k, v in asdict(teacher).items() if k != "folder"}, indent=2)
+    )
     return teacher
 
 
@@ -182,8 +217,12 @@ def _check_it_has_learned(teacher: Teacher, dataset: Dataset) -> None:
         raise TeacherError(
             f"the teacher ({teacher.model}) is right on {teacher.val_accuracy:.1%} of {int(counts.sum())} validation "
             f"images, which is no better than chance ({chance:.1%}). "
-            + ("Train it longer or with another learning rate (teacher.train)." if teacher.trained_here else
-               "Usual reasons: another normalisation (data.mean, data.std) or another order of the classes."))
+            + (
+                "Train it longer or with another learning rate (teacher.train)."
+                if teacher.trained_here
+                else "Usual reasons: another normalisation (data.mean, data.std) or another order of the classes."
+            )
+        )
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -208,8 +247,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     while isinstance(content, Mapping) and not _is_state_dict(content):
         inner = next((content[name] for name in NESTED_UNDER if isinstance(content.get(name), Mapping)), None)
         if inner is None:
-            raise TeacherError(f"teacher.weights: {path} has no state dict under {', '.join(NESTED_UNDER)}; "
-                               f"it holds: {', '.join(map(str, list(content)[:8])) or 'nothing'}")
+            raise TeacherError(
+                f"teacher.weights: {path} has no state dict under {', '.join(NESTED_UNDER)}; "
+                f"it holds: {', '.join(map(str, list(content)[:8])) or 'nothing'}"
+            )
         content = inner
     if not isinstance(content, Mapping):
         raise TeacherError(f"teacher.weights: {path} holds a {type(content).__name__}, expected a state dict")
@@ -235,11 +276,20 @@ def fit_weights(network: nn.Module, weights: Mapping[str, Tensor], what: str) ->
     own = network.state_dict()
     missing = [k for k in own if k not in weights and not k.endswith("num_batches_tracked")]
     unexpected = [k for k in weights if k not in own]
-    shapes = [f"{k}: {tuple(weights[k].shape)} in the file, {tuple(own[k].shape)} in the model"
-              for k in own if k in weights and weights[k].shape != own[k].shape]
-    found = [f"{label} ({len(keys)}): {'; '.join(keys[:6])}{'; ...' if len(keys) > 6 else ''}"
-             for label, keys in (("other shapes", shapes), ("missing", missing), ("unexpected", unexpected)) if keys]
+    shapes = [
+        f"{k}: {tuple(weights[k].shape)} in the file, {tuple(own[k].shape)} in the model"
+        for k in own
+        if k in weights and weights[k].shape != own[k].shape
+    ]
+    found = [
+        f"{label} ({len(keys)}): {'; '.join(keys[:6])}{'; ...' if len(keys) > 6 else ''}"
+        for label, keys in (("other shapes", shapes), ("missing", missing), ("unexpected", unexpected))
+        if keys
+    ]
     if found:
-        raise TeacherError(f"cannot load {what}:\n  " + "\n  ".join(found)
-                           + "\nCheck teacher.model, and that the class counts are the same.")
+        raise TeacherError(
+            f"cannot load {what}:\n  "
+            + "\n  ".join(found)
+            + "\nCheck teacher.model, and that the class counts are the same."
+        )
     network.load_state_dict(dict(weights), strict=False)

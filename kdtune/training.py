@@ -56,8 +56,12 @@ class TrainingState:
     epoch: int = 0  # epochs done
 
     def state_dict(self) -> dict[str, Any]:
-        return {"learner": self.learner.state_dict(), "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(), "epoch": self.epoch}
+        return {
+            "learner": self.learner.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "epoch": self.epoch,
+        }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         self.learner.load_state_dict(saved["learner"])
@@ -83,8 +87,13 @@ def new_state(learner: nn.Module, config: Train, device: torch.device) -> Traini
     parameters = [parameter for parameter in learner.parameters() if parameter.requires_grad]
     optimizer: torch.optim.Optimizer
     if config.optimizer == "sgd":
-        optimizer = torch.optim.SGD(parameters, lr=config.learning_rate, momentum=config.momentum,
-                                    nesterov=config.nesterov, weight_decay=config.weight_decay)
+        optimizer = torch.optim.SGD(
+            parameters,
+            lr=config.learning_rate,
+            momentum=config.momentum,
+            nesterov=config.nesterov,
+            weight_decay=config.weight_decay,
+        )
     else:
         optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
     float16 = precision_of(config, device) == torch.float16
@@ -118,8 +127,18 @@ def learning_rate(config: Train, progress: float) -> float:
     return config.learning_rate
 
 
-def train(state: TrainingState, objective: Objective, dataset: Dataset, data: Data, config: Train,
-          indices: Tensor, *, seed: int, views: int, validate: bool) -> Iterator[EpochRecord]:
+def train(
+    state: TrainingState,
+    objective: Objective,
+    dataset: Dataset,
+    data: Data,
+    config: Train,
+    indices: Tensor,
+    *,
+    seed: int,
+    views: int,
+    validate: bool,
+) -> Iterator[EpochRecord]:
     """Trains `state.learner` on the training images `indices` from epoch `state.epoch` on, a record an epoch.
 
     Ends early after an epoch whose loss is not finite. Nothing in a step waits for the device.
@@ -135,8 +154,9 @@ def train(state: TrainingState, objective: Objective, dataset: Dataset, data: Da
         weights = objective.begin_epoch(epoch, config.epochs, column)
         learner.train()
         sums: dict[str, Tensor] = {}
-        for step, batch in enumerate(batches(dataset, data, indices, size=config.batch_size, column=column,
-                                             seed=seed, epoch=epoch)):
+        for step, batch in enumerate(
+            batches(dataset, data, indices, size=config.batch_size, column=column, seed=seed, epoch=epoch)
+        ):
             rate = learning_rate(config, (epoch * steps + step) / (config.epochs * steps))
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -151,14 +171,20 @@ def train(state: TrainingState, objective: Objective, dataset: Dataset, data: Da
                 sums[name] = sums.get(name, 0) + term.detach()
         state.epoch = epoch + 1
         means = {name: total.item() / steps for name, total in sums.items()}
-        evaluation = evaluate(learner, dataset, dataset.images, dataset.labels, dataset.validation, dtype) \
-            if validate else None
+        evaluation = (
+            evaluate(learner, dataset, dataset.images, dataset.labels, dataset.validation, dtype) if validate else None
+        )
         record = EpochRecord(
-            epoch=epoch + 1, epochs=config.epochs, loss=sum(means.values()), terms=means,
+            epoch=epoch + 1,
+            epochs=config.epochs,
+            loss=sum(means.values()),
+            terms=means,
             val_accuracy=evaluation.accuracy if evaluation else None,
             val_loss=evaluation.loss if evaluation else None,
-            learning_rate=rate, seconds=time.perf_counter() - began,
-            temperature=weights.get("temperature"), alpha=weights.get("alpha"),
+            learning_rate=rate,
+            seconds=time.perf_counter() - began,
+            temperature=weights.get("temperature"),
+            alpha=weights.get("alpha"),
             feature_weight=weights.get("feature_weight"),
         )
         yield record
@@ -167,13 +193,19 @@ def train(state: TrainingState, objective: Objective, dataset: Dataset, data: Da
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, dataset: Dataset, images: Tensor, labels: Tensor,
-             indices: Tensor | None = None, dtype: torch.dtype = torch.float32) -> Evaluation:
+def evaluate(
+    model: nn.Module,
+    dataset: Dataset,
+    images: Tensor,
+    labels: Tensor,
+    indices: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Evaluation:
     """Accuracy and cross-entropy of `model` (logits, or logits first) on uint8 images, without augmentation."""
     model.eval()
     everything = torch.arange(len(labels), device=labels.device) if indices is None else indices
     predictions, losses = [], []
-    for chosen in everything.split(EVALUATION_BATCH):
+    for chosen in torch.split(everything, EVALUATION_BATCH):
         with autocast(dtype, images.device):
             outputs = model(dataset.normalise(images[chosen]))
         logits = (outputs[0] if isinstance(outputs, tuple) else outputs).float()  # [B, C]

@@ -38,10 +38,14 @@ def info(file: File = None, overrides: Overrides = None) -> None:
 
     manifest = cache.manifest
     table = Table(show_header=False, box=None)
-    rows = {"folder": cache.folder, "views": manifest.views, **vars(manifest.identity),
-            "bytes": f"{manifest.views * manifest.column_bytes:,}",
-            "teacher model": f"{manifest.teacher_model}, validation accuracy {manifest.teacher_val_accuracy:.2%}",
-            "built with": ", ".join(f"{name} {number}" for name, number in manifest.versions.items())}
+    rows = {
+        "folder": cache.folder,
+        "views": manifest.views,
+        **vars(manifest.identity),
+        "bytes": f"{manifest.views * manifest.column_bytes:,}",
+        "teacher model": f"{manifest.teacher_model}, validation accuracy {manifest.teacher_val_accuracy:.2%}",
+        "built with": ", ".join(f"{name} {number}" for name, number in manifest.versions.items()),
+    }
     for name, value in rows.items():
         table.add_row(name, str(value))
     Console(soft_wrap=True).print(table)
@@ -53,8 +57,10 @@ def verify(file: File = None, overrides: Overrides = None) -> None:
     cache = _find(read(file, overrides))
     bad = cache.bad_columns()
     if bad:
-        raise CacheError(f"{cache.folder}: {len(bad)} of {cache.manifest.views} view columns are damaged or missing: "
-                         f"{', '.join(map(str, bad[:20]))}. `kdtune cache build` computes them again")
+        raise CacheError(
+            f"{cache.folder}: {len(bad)} of {cache.manifest.views} view columns are damaged or missing: "
+            f"{', '.join(map(str, bad[:20]))}. `kdtune cache build` computes them again"
+        )
     typer.echo(f"{cache.folder}: all {cache.manifest.views} view columns are as they were written")
 
 

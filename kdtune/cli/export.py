@@ -8,7 +8,9 @@ import typer
 
 def export(
     run: Annotated[Path, typer.Argument(help="A run folder, e.g. runs/digits.", show_default=False)],
-    to: Annotated[Path | None, typer.Option(help="Folder to write; RUN/student by default.", show_default=False)] = None,
+    to: Annotated[
+        Path | None, typer.Option(help="Folder to write; RUN/student by default.", show_default=False)
+    ] = None,
 ) -> None:
     """Write the best student of a run (safetensors, config, model card), read it back and compare."""
     from kdtune.data import load_dataset

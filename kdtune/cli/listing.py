@@ -8,7 +8,9 @@ What = Literal["datasets", "models", "losses", "schedules"]
 
 
 def list_known(
-    what: Annotated[What | None, typer.Argument(help="Which names; all of them by default.", show_default=False)] = None,
+    what: Annotated[
+        What | None, typer.Argument(help="Which names; all of them by default.", show_default=False)
+    ] = None,
 ) -> None:
     """List data sets, models, losses and schedules by the names that experiment files use."""
     from kdtune.experiment.models import MODEL_NAMES, DatasetName, FeatureLoss, LogitLoss
@@ -17,10 +19,14 @@ def list_known(
     names: dict[str, list[str]] = {
         "datasets": list(get_args(DatasetName)),
         "models": list(MODEL_NAMES),
-        "losses": [*(f"{name}  (distill.logit_loss)" for name in get_args(LogitLoss)),
-                   *(f"{name}  (distill.feature_loss)" for name in get_args(FeatureLoss))],
-        "schedules": [f"{kind}: " + " or ".join(", ".join(["start", *sorted(form)]) for form in forms)
-                      for kind, forms in FORMS.items()],
+        "losses": [
+            *(f"{name}  (distill.logit_loss)" for name in get_args(LogitLoss)),
+            *(f"{name}  (distill.feature_loss)" for name in get_args(FeatureLoss)),
+        ],
+        "schedules": [
+            f"{kind}: " + " or ".join(", ".join(["start", *sorted(form)]) for form in forms)
+            for kind, forms in FORMS.items()
+        ],
     }
     for title in [what] if what else names:
         if what is None:

@@ -13,12 +13,17 @@ if TYPE_CHECKING:
     from kdtune.experiment import Experiment
 
 File = Annotated[
-    Path | None, typer.Argument(help="Experiment file (YAML); without one, the built-in digits experiment.",
-                                show_default=False)
+    Path | None,
+    typer.Argument(help="Experiment file (YAML); without one, the built-in digits experiment.", show_default=False),
 ]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="PATH=VALUE", show_default=False,
-                                   help="Override a field, e.g. --set train.epochs=30. May be repeated.")
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="PATH=VALUE",
+        show_default=False,
+        help="Override a field, e.g. --set train.epochs=30. May be repeated.",
+    ),
 ]
 
 

@@ -21,7 +21,7 @@ from kdtune.records import EpochRecord
 from kdtune.teacher import Teacher
 
 if TYPE_CHECKING:
-    from kdtune.search import Board, Row
+    from kdtune.search import Board
 
 SHOWN_ROWS = 10
 STYLES = {"running": "cyan", "complete": "green", "stopped": "dim", "diverged": "red", "failed": "red"}
@@ -40,19 +40,25 @@ class Lines:
 
     def dataset_ready(self, dataset: Dataset) -> None:
         channels, height, width = dataset.shape
-        self.say(f"data      {dataset.name}: {len(dataset.fit)} images to train on, {len(dataset.validation)} to validate, "
-                 f"{len(dataset.test.labels)} to test; {channels} x {height} x {width}, {len(dataset.classes)} classes")
+        self.say(
+            f"data      {dataset.name}: {len(dataset.fit)} images to train on, {len(dataset.validation)} to validate, "
+            f"{len(dataset.test.labels)} to test; {channels} x {height} x {width}, {len(dataset.classes)} classes"
+        )
 
     def teacher_epoch(self, record: EpochRecord) -> None:
         tenth = max(1, record.epochs // 4)
         if record.epoch % tenth == 0 or record.last:
-            self.say(f"teacher   epoch {record.epoch}/{record.epochs}: loss {record.loss:.3f}, "
-                     f"validation accuracy {record.val_accuracy:.2%}")
+            self.say(
+                f"teacher   epoch {record.epoch}/{record.epochs}: loss {record.loss:.3f}, "
+                f"validation accuracy {record.val_accuracy:.2%}"
+            )
 
     def teacher_ready(self, teacher: Teacher, dataset: Dataset) -> None:
         origin = "" if teacher.trained_here else " (brought along: it may have seen the validation images)"
-        self.say(f"teacher   {teacher.model}: [bold]{teacher.val_accuracy:.2%}[/bold] of {len(dataset.validation)} "
-                 f"validation images{origin}")
+        self.say(
+            f"teacher   {teacher.model}: [bold]{teacher.val_accuracy:.2%}[/bold] of {len(dataset.validation)} "
+            f"validation images{origin}"
+        )
 
     def cache_column(self, done: int, views: int) -> None:
         if done == views or done % max(1, views // 4) == 0:
@@ -61,20 +67,26 @@ class Lines:
     def cache_ready(self, cache: LogitCache) -> None:
         manifest = cache.manifest
         size = manifest.views * manifest.column_bytes
-        self.say(f"cache     {manifest.views} x {manifest.identity.rows} x {manifest.identity.classes} logits, "
-                 f"{size / 1e6:.1f} MB, checked against the teacher")
+        self.say(
+            f"cache     {manifest.views} x {manifest.identity.rows} x {manifest.identity.classes} logits, "
+            f"{size / 1e6:.1f} MB, checked against the teacher"
+        )
 
     def trial_epoch(self, record: EpochRecord) -> None:
         """An epoch of `kdtune train`."""
-        self.say(f"student   epoch {record.epoch}/{record.epochs}: loss {record.loss:.3f}, "
-                 f"validation accuracy {record.val_accuracy:.2%}")
+        self.say(
+            f"student   epoch {record.epoch}/{record.epochs}: loss {record.loss:.3f}, "
+            f"validation accuracy {record.val_accuracy:.2%}"
+        )
 
     def search_progress(self, board: "Board") -> None:
         for row in board.rows.values():
             if row.status != "running" and row.trial not in self._reported:
                 self._reported.add(row.trial)
-                self.say(f"trial {row.trial} {row.status:<8} epoch {row.epoch}/{board.epochs}, "
-                         f"{row.val_accuracy:.2%}; {headline(board)}")
+                self.say(
+                    f"trial {row.trial} {row.status:<8} epoch {row.epoch}/{board.epochs}, "
+                    f"{row.val_accuracy:.2%}; {headline(board)}"
+                )
 
     def final_progress(self, done: int, total: int) -> None:
         self.say(f"final     {done} of {total} runs")
@@ -88,15 +100,26 @@ class Terminal(Lines):
         self.live = Live(console=self.console, refresh_per_second=6, transient=True)
 
     def teacher_epoch(self, record: EpochRecord) -> None:
-        self.live.update(_bar(f"teacher: epoch {record.epoch}/{record.epochs}, validation accuracy "
-                              f"{record.val_accuracy:.2%}", record.epoch, record.epochs))
+        self.live.update(
+            _bar(
+                f"teacher: epoch {record.epoch}/{record.epochs}, validation accuracy {record.val_accuracy:.2%}",
+                record.epoch,
+                record.epochs,
+            )
+        )
 
     def cache_column(self, done: int, views: int) -> None:
         self.live.update(_bar(f"cache: {done}/{views} view columns", done, views))
 
     def trial_epoch(self, record: EpochRecord) -> None:
-        self.live.update(_bar(f"student: epoch {record.epoch}/{record.epochs}, loss {record.loss:.3f}, validation accuracy "
-                              f"{record.val_accuracy:.2%}", record.epoch, record.epochs))
+        self.live.update(
+            _bar(
+                f"student: epoch {record.epoch}/{record.epochs}, loss {record.loss:.3f}, validation accuracy "
+                f"{record.val_accuracy:.2%}",
+                record.epoch,
+                record.epochs,
+            )
+        )
 
     def search_progress(self, board: "Board") -> None:
         self.live.update(board_table(board))
@@ -125,9 +148,12 @@ def headline(board: "Board") -> str:
     best = f"best {board.best.val_accuracy:.2%} (trial {board.best.trial})" if board.best else "no result yet"
     failed = board.count("failed", "diverged")
     left = board.seconds_left
-    return (f"{board.ended}/{board.trials} done, {board.count('running')} running, {board.count('stopped')} stopped early"
-            + (f", {failed} failed or diverged" if failed else "") + f", {best}"
-            + (f", about {duration(left)} left" if left and board.ended < board.trials else ""))
+    return (
+        f"{board.ended}/{board.trials} done, {board.count('running')} running, {board.count('stopped')} stopped early"
+        + (f", {failed} failed or diverged" if failed else "")
+        + f", {best}"
+        + (f", about {duration(left)} left" if left and board.ended < board.trials else "")
+    )
 
 
 def board_table(board: "Board") -> RenderableType:
@@ -137,19 +163,31 @@ def board_table(board: "Board") -> RenderableType:
         table.add_column(name, justify="left" if name == "status" else "right", header_style="dim")
     table.add_column("configuration", header_style="dim", overflow="ellipsis", no_wrap=True)
     running = [row for row in board.rows.values() if row.status == "running"]
-    others = sorted((row for row in board.rows.values() if row.status != "running"),
-                    key=lambda row: (row.status == "complete", row.val_accuracy), reverse=True)
+    others = sorted(
+        (row for row in board.rows.values() if row.status != "running"),
+        key=lambda row: (row.status == "complete", row.val_accuracy),
+        reverse=True,
+    )
     for row in [*running, *others][:SHOWN_ROWS]:
         best = board.best is not None and row.trial == board.best.trial
-        table.add_row(row.trial, Text(row.status, STYLES[row.status]), f"{row.epoch}/{board.epochs}",
-                      Text(f"{row.val_accuracy:.2%}", "bold green" if best else ""), short_config(row.config))
+        table.add_row(
+            row.trial,
+            Text(row.status, STYLES[row.status]),
+            f"{row.epoch}/{board.epochs}",
+            Text(f"{row.val_accuracy:.2%}", "bold green" if best else ""),
+            short_config(row.config),
+        )
     return Group(_bar(headline(board), board.ended, board.trials), table)
 
 
 def short_config(config: Mapping[str, Any]) -> str:
     """`temperature.start=3.2 alpha.start=0.91 ...`; values are whatever was sampled."""
-    return " ".join(f"{path.removeprefix('distill.')}={value:.3g}" if isinstance(value, float)
-                    else f"{path.removeprefix('distill.')}={value}" for path, value in config.items())
+    return " ".join(
+        f"{path.removeprefix('distill.')}={value:.3g}"
+        if isinstance(value, float)
+        else f"{path.removeprefix('distill.')}={value}"
+        for path, value in config.items()
+    )
 
 
 def duration(seconds: float) -> str:
@@ -169,13 +207,20 @@ def results_table(summary: Mapping[str, Any]) -> Table:
         table.add_column(name, justify="left" if not name else "right")
     for row in summary["results"]:
         style = "bold" if row["name"] == "best" else ""
-        table.add_row(row["name"], f"{row['mean']:.2%}", "" if row["std"] is None else f"{row['std']:.2%}",
-                      str(len(row["test_accuracy"])), f"{row['parameters']:,}", f"{row['latency_ms']:.2f} ms", style=style)
+        table.add_row(
+            row["name"],
+            f"{row['mean']:.2%}",
+            "" if row["std"] is None else f"{row['std']:.2%}",
+            str(len(row["test_accuracy"])),
+            f"{row['parameters']:,}",
+            f"{row['latency_ms']:.2f} ms",
+            style=style,
+        )
     return table
 
 
 def verdict(summary: Mapping[str, Any]) -> str:
-    """One sentence: what the best student gains over the student alone, with the spread that it must be seen against."""
+    """One sentence: what the best student gains over the student alone, against the spread over seeds."""
     rows = {row["name"]: row for row in summary["results"]}
     best, alone = rows["best"], rows.get("student alone")
     if alone is None:
@@ -186,5 +231,7 @@ def verdict(summary: Mapping[str, Any]) -> str:
     if runs < 2 or not spread:
         return f"The best student is {gain:+.2%} against the student alone; one run each says little (final.seeds)."
     word = "a clear gain" if gain > 2 * spread else "a clear loss" if gain < -2 * spread else "within the noise"
-    return (f"The best student is {gain * 100:+.2f} points against the student alone: {word} "
-            f"({abs(gain) / spread:.1f} standard deviations, {runs} seeds).")
+    return (
+        f"The best student is {gain * 100:+.2f} points against the student alone: {word} "
+        f"({abs(gain) / spread:.1f} standard deviations, {runs} seeds)."
+    )

@@ -22,8 +22,10 @@ def search(file: File = None, overrides: Overrides = None) -> None:
     watch.console.print(results_table(summary))
     watch.console.print(verdict(summary))
     found = summary["search"]
-    watch.console.print(f"Found by {found['trials']} trials, {found['epochs_run']} of {found['epochs_full']} epochs, in "
-                        f"{found['seconds']:.1f} s: {short_config(summary['best']['config'])}")
+    watch.console.print(
+        f"Found by {found['trials']} trials, {found['epochs_run']} of {found['epochs_full']} epochs, in "
+        f"{found['seconds']:.1f} s: {short_config(summary['best']['config'])}"
+    )
     watch.console.print(f"Student: {folder / 'student'}   Run: {folder}")
     if any("note" in row for row in summary["results"]):
         typer.echo("The teacher was brought along: it may have been trained on validation images.")

@@ -36,13 +36,22 @@ def train(file: File = None, overrides: Overrides = None) -> None:
             append_line(path, {"trial": "0000", "config": {}, **record.to_json()})
             watch.trial_epoch(record)
             if record.diverged:
-                raise KdtuneError(f"the student diverged in epoch {record.epoch}; lower train.learning_rate "
-                                  f"({experiment.train.learning_rate})")
+                raise KdtuneError(
+                    f"the student diverged in epoch {record.epoch}; lower train.learning_rate "
+                    f"({experiment.train.learning_rate})"
+                )
             if record.last or time.monotonic() - saved > SAVE_EVERY_S:
                 trial.save(state)
                 saved = time.monotonic()
         last = read_trials(path)[0].epochs[-1]
-        export_student(folder / "student", trial.student.network, experiment, materials.dataset,
-                       card(experiment, materials.dataset, body=f"\nValidation accuracy {last.val_accuracy:.4f}.\n"))
-        watch.say(f"student   {experiment.student.model}: [bold]{last.val_accuracy:.2%}[/bold] of "
-                  f"{len(materials.dataset.validation)} validation images, exported to {folder / 'student'}")
+        export_student(
+            folder / "student",
+            trial.student.network,
+            experiment,
+            materials.dataset,
+            card(experiment, materials.dataset, body=f"\nValidation accuracy {last.val_accuracy:.4f}.\n"),
+        )
+        watch.say(
+            f"student   {experiment.student.model}: [bold]{last.val_accuracy:.2%}[/bold] of "
+            f"{len(materials.dataset.validation)} validation images, exported to {folder / 'student'}"
+        )

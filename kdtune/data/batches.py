@@ -34,8 +34,9 @@ def steps_an_epoch(count: int, size: int) -> int:
     return whole + (rest >= SMALLEST_BATCH)
 
 
-def batches(dataset: Dataset, config: Data, indices: Tensor, *, size: int, column: int,
-            seed: int, epoch: int) -> Iterator[Batch]:
+def batches(
+    dataset: Dataset, config: Data, indices: Tensor, *, size: int, column: int, seed: int, epoch: int
+) -> Iterator[Batch]:
     """One shuffled epoch over `indices` [F], augmented as view `column`."""
     generator = torch.Generator().manual_seed((seed << 20) + epoch)
     order = indices[torch.randperm(len(indices), generator=generator).to(indices.device)]

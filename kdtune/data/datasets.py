@@ -56,9 +56,14 @@ class Dataset:
         return channels, height, width
 
     def to(self, device: torch.device) -> "Dataset":
-        return replace(self, images=self.images.to(device), labels=self.labels.to(device),
-                       test=Images(self.test.images.to(device), self.test.labels.to(device)),
-                       fit=self.fit.to(device), validation=self.validation.to(device))
+        return replace(
+            self,
+            images=self.images.to(device),
+            labels=self.labels.to(device),
+            test=Images(self.test.images.to(device), self.test.labels.to(device)),
+            fit=self.fit.to(device),
+            validation=self.validation.to(device),
+        )
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 [B, C, H, W] -> float32, (x / 255 - mean) / std."""
@@ -86,10 +91,19 @@ def load_dataset(config: Data) -> Dataset:
     channels = train.images.shape[1]
     for name, given in (("mean", config.mean), ("std", config.std)):
         if given is not None and len(given) != channels:
-            raise DataError(f"data.{name} has {len(given)} values, but images of {config.dataset} have {channels} channels")
+            raise DataError(
+                f"data.{name} has {len(given)} values, but images of {config.dataset} have {channels} channels"
+            )
     return Dataset(
-        name=config.dataset, classes=classes, images=train.images, labels=train.labels, test=test,
-        fit=fit, validation=validation, mean=config.mean or mean, std=config.std or std,
+        name=config.dataset,
+        classes=classes,
+        images=train.images,
+        labels=train.labels,
+        test=test,
+        fit=fit,
+        validation=validation,
+        mean=config.mean or mean,
+        std=config.std or std,
         fingerprint=_fingerprint(train, test, classes),
     )
 
@@ -158,8 +172,10 @@ def _folder(config: Data) -> tuple[Images, Images, tuple[str, ...]]:
     classes = _classes(train)
     if _classes(test) != classes:
         odd = sorted(set(_classes(test)) ^ set(classes))
-        raise DataError(f"{train} has {len(classes)} classes and {test} has {len(_classes(test))}; "
-                        f"they differ in: {', '.join(odd[:10])}")
+        raise DataError(
+            f"{train} has {len(classes)} classes and {test} has {len(_classes(test))}; "
+            f"they differ in: {', '.join(odd[:10])}"
+        )
     return _read(train, classes, config.image_size), _read(test, classes, config.image_size), classes
 
 
@@ -200,7 +216,8 @@ def _decode(file: Path, size: int) -> Tensor:
     try:
         with Image.open(file) as image:
             square = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BILINEAR)
-            return pil_to_tensor(square)
+            pixels: Tensor = pil_to_tensor(square)
+            return pixels
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"cannot read image {file}: {error}. Remove or repair it") from error
 

@@ -68,5 +68,6 @@ def augment(images: Tensor, indices: Tensor, column: int, config: Data) -> Tenso
         columns = columns + random_integers(seed, column, indices, 1, 2 * pad + 1)[:, None]
     batch = torch.arange(len(images), device=images.device)
     channel = torch.arange(channels, device=images.device)
-    return images[batch[:, None, None, None], channel[None, :, None, None],
-                  rows[:, None, :, None], columns[:, None, None, :]]
+    return images[
+        batch[:, None, None, None], channel[None, :, None, None], rows[:, None, :, None], columns[:, None, None, :]
+    ]

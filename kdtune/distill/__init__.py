@@ -28,16 +28,37 @@ from kdtune.records import EpochRecord
 from kdtune.training import train
 
 
-def distill(student: Student, experiment: Experiment, dataset: Dataset, *, seed: int,
-            whole: bool = False) -> Iterator[EpochRecord]:
+def distill(
+    student: Student, experiment: Experiment, dataset: Dataset, *, seed: int, whole: bool = False
+) -> Iterator[EpochRecord]:
     """Trains `student` from where its state stands, a record an epoch.
 
     `whole` trains on the validation images too and measures nothing: the final stage.
     """
     indices = torch.arange(len(dataset.labels), device=dataset.labels.device) if whole else dataset.fit
-    return train(student.state, student.objective, dataset, experiment.data, experiment.train, indices,
-                 seed=seed, views=experiment.views, validate=not whole)
+    return train(
+        student.state,
+        student.objective,
+        dataset,
+        experiment.data,
+        experiment.train,
+        indices,
+        seed=seed,
+        views=experiment.views,
+        validate=not whole,
+    )
 
 
-__all__ = ["FEATURE_LOSSES", "LOGIT_LOSSES", "Distillation", "Student", "distill", "feature_student", "from_cache",
-           "live", "logit_student", "student_alone", "tap_teacher"]
+__all__ = [
+    "FEATURE_LOSSES",
+    "LOGIT_LOSSES",
+    "Distillation",
+    "Student",
+    "distill",
+    "feature_student",
+    "from_cache",
+    "live",
+    "logit_student",
+    "student_alone",
+    "tap_teacher",
+]

@@ -67,8 +67,9 @@ class Distillation:
             "distillation": self.alpha * scale * self.logit_loss(student_logits, teacher_logits, self.temperature),
         }
         if self.with_features:
-            losses = [self.feature_loss(mine, theirs)
-                      for mine, theirs in zip(student_features, teacher_features, strict=True)]
+            losses = [
+                self.feature_loss(mine, theirs) for mine, theirs in zip(student_features, teacher_features, strict=True)
+            ]
             terms["features"] = self.feature_weight * torch.stack(losses).mean()
         return terms
 
@@ -104,26 +105,30 @@ def student_alone(experiment: Experiment, dataset: Dataset, seed: int, device: t
     return Student(network, new_state(network, experiment.train, device), CrossEntropy())
 
 
-def logit_student(experiment: Experiment, dataset: Dataset, teacher: TeacherAnswers, seed: int,
-                  device: torch.device) -> Student:
+def logit_student(
+    experiment: Experiment, dataset: Dataset, teacher: TeacherAnswers, seed: int, device: torch.device
+) -> Student:
     """A student that learns from logits alone; feature_weight is 0 throughout."""
     network = _new_network(experiment, dataset, seed)
     return Student(network, new_state(network, experiment.train, device), Distillation(experiment.distill, teacher))
 
 
-def feature_student(experiment: Experiment, dataset: Dataset, teacher: Tapped, seed: int,
-                    device: torch.device) -> Student:
+def feature_student(
+    experiment: Experiment, dataset: Dataset, teacher: Tapped, seed: int, device: torch.device
+) -> Student:
     """A student that also learns from the feature maps of the live teacher, as `tap_teacher` made it."""
     network = _new_network(experiment, dataset, seed)
-    taps = _taps_of(network)[-len(teacher.taps):]
+    taps = _taps_of(network)[-len(teacher.taps) :]
     _, projected = FEATURE_LOSSES[experiment.distill.feature_loss]
     mine = tap_shapes(experiment.student.model, taps, dataset.shape)
     theirs = tap_shapes(experiment.teacher.model, teacher.taps, dataset.shape)
-    projectors: list[nn.Module] = [nn.Conv2d(m[0], t[0], 1, bias=False) if projected else nn.Identity()
-                                   for m, t in zip(mine, theirs, strict=True)]
+    projectors: list[nn.Module] = [
+        nn.Conv2d(m[0], t[0], 1, bias=False) if projected else nn.Identity() for m, t in zip(mine, theirs, strict=True)
+    ]
     learner = Learner(network, taps, projectors)
-    return Student(network, new_state(learner, experiment.train, device),
-                   Distillation(experiment.distill, live(teacher)))
+    return Student(
+        network, new_state(learner, experiment.train, device), Distillation(experiment.distill, live(teacher))
+    )
 
 
 def tap_teacher(experiment: Experiment, network: nn.Module) -> Tapped:
@@ -134,7 +139,7 @@ def tap_teacher(experiment: Experiment, network: nn.Module) -> Tapped:
     with torch.device("meta"):
         student = build_model(experiment.student.model, channels=3, classes=2)
     theirs = _taps_of(network)
-    return Tapped(network, theirs[-min(len(_taps_of(student)), len(theirs)):])
+    return Tapped(network, theirs[-min(len(_taps_of(student)), len(theirs)) :])
 
 
 def _taps_of(network: nn.Module) -> tuple[str, ...]:

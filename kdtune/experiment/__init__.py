@@ -4,5 +4,19 @@ from kdtune.experiment.loading import differences, dump, json_schema, load, pars
 from kdtune.experiment.models import Data, Distill, Experiment, Resources, Teacher, Train
 from kdtune.experiment.schedule import Schedule
 
-__all__ = ["Data", "Distill", "Experiment", "Resources", "Schedule", "Teacher", "Train",
-           "differences", "dump", "json_schema", "load", "parse", "textbook", "with_values"]
+__all__ = [
+    "Data",
+    "Distill",
+    "Experiment",
+    "Resources",
+    "Schedule",
+    "Teacher",
+    "Train",
+    "differences",
+    "dump",
+    "json_schema",
+    "load",
+    "parse",
+    "textbook",
+    "with_values",
+]

@@ -48,7 +48,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
             content = file.read(LARGEST_FILE + 1)
         if len(content) > LARGEST_FILE:
             raise refuse("too large for an experiment file (1 MB)")
-        raw = yaml.load(content.decode("utf-8"), _UniqueKeys)  # noqa: S506, a SafeLoader subclass
+        raw = yaml.load(content.decode("utf-8"), _UniqueKeys)
     except FileNotFoundError:
         raise refuse("no such file" + _neighbours(path)) from None
     except OSError as error:
@@ -62,8 +62,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: impossible dates and the like
         raise refuse(f"YAML error: {str(error) or type(error).__name__}") from error
     if not isinstance(raw, dict):
-        raise refuse("expected a mapping with name, data, teacher, student, ... "
-                     + ("but the file is empty" if raw is None else f"but it holds a {type(raw).__name__}"))
+        raise refuse(
+            "expected a mapping with name, data, teacher, student, ... "
+            + ("but the file is empty" if raw is None else f"but it holds a {type(raw).__name__}")
+        )
     return raw
 
 
@@ -79,7 +81,8 @@ class _UniqueKeys(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, "a key must be plain text", key_node.start_mark)
             if key_node.value in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key_node.value!r} appears twice", key_node.start_mark)
+                    None, None, f"key {key_node.value!r} appears twice", key_node.start_mark
+                )
             seen.add(key_node.value)
         return {str(key): value for key, value in super().construct_mapping(node, deep).items()}
 
@@ -98,7 +101,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
     if not separator or not all(parts):
         raise ValueError(f"expected path=value such as train.epochs=30, given {override!r}")
     try:
-        value = yaml.load(text, _UniqueKeys)  # noqa: S506, a SafeLoader subclass
+        value = yaml.load(text, _UniqueKeys)
     except (yaml.YAMLError, ValueError, RecursionError):
         raise ValueError(f"the value of {path} is not YAML: {text!r}") from None
     # a searched path holds dots itself: --set search.space.distill.alpha.start={uniform: [0.5, 1]}
@@ -202,8 +205,11 @@ def differences(one: Experiment, other: Experiment) -> list[str]:
     """`path: this against that` for every field that differs, in the order of the file."""
     first, second = _flat(plain(one)), _flat(plain(other))
     paths = list(dict.fromkeys([*first, *second]))
-    return [f"{path}: {_short(first.get(path))} against {_short(second.get(path))}"
-            for path in paths if first.get(path) != second.get(path)]
+    return [
+        f"{path}: {_short(first.get(path))} against {_short(second.get(path))}"
+        for path in paths
+        if first.get(path) != second.get(path)
+    ]
 
 
 def _flat(raw: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

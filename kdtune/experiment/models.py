@@ -211,9 +211,7 @@ class Resources(Section):
 class Experiment(Section):
     """Everything that decides what a run does."""
 
-    name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100, description="Name of the run folder."
-    )
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100, description="Name of the run folder.")
     data: Data
     teacher: Teacher
     student: Student

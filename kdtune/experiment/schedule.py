@@ -66,8 +66,9 @@ class Schedule(BaseModel):
             forms = " or ".join(", ".join(["start", *sorted(form)]) for form in FORMS[self.kind])
             raise ValueError(f"kind {self.kind} takes {forms}; given: {', '.join(['start', *sorted(given)])}")
         if self.kind == "exponential" and min(self.extremes()) <= 0:
-            raise ValueError("an exponential schedule stays above 0: start, end, floor must be positive"
-                             " (linear and cosine reach 0)")
+            raise ValueError(
+                "an exponential schedule stays above 0: start, end, floor must be positive (linear and cosine reach 0)"
+            )
         if self.floor is not None and self.floor > self.start:
             raise ValueError(f"floor {self.floor:g} lies above start {self.start:g}")
         for milestone in self.milestones or ():
@@ -89,8 +90,11 @@ class Schedule(BaseModel):
     def extremes(self) -> tuple[float, ...]:
         """Values that bound the schedule in any run: every kind is monotone between them."""
         given = self.parameters()
-        steps = tuple(self.start * given["factor"] ** k for k in range(len(given["milestones"]) + 1)) \
-            if self.kind == "step" else ()
+        steps = (
+            tuple(self.start * given["factor"] ** k for k in range(len(given["milestones"]) + 1))
+            if self.kind == "step"
+            else ()
+        )
         return (self.start, *(given[name] for name in ("end", "floor") if name in given), *steps)
 
     @property

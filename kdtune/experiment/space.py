@@ -87,13 +87,15 @@ def _parse_one(path: str, given: Mapping[str, object]) -> list[Parameter]:
     body = {name: value for name, value in given.items() if name != "when"}
     if len(body) != 1:
         raise ValueError(f"expected one of {_forms()}, given {dict(given)}")
-    (kind, bounds), = body.items()
+    ((kind, bounds),) = body.items()
     when = _parse_when(given.get("when"))
     if kind == "choice":
         return _parse_choice(path, bounds, when)
     if kind not in ("uniform", "loguniform", "integer"):
-        raise ValueError(f"unknown distribution {kind!r}; known: {_forms()}."
-                         + nearest(str(kind), ["choice", "uniform", "loguniform", "integer"]))
+        raise ValueError(
+            f"unknown distribution {kind!r}; known: {_forms()}."
+            + nearest(str(kind), ["choice", "uniform", "loguniform", "integer"])
+        )
     low, high = _parse_bounds(kind, bounds)
     return [Parameter(label=path, path=path, kind=kind, low=low, high=high, when=when)]  # type: ignore[arg-type]
 
@@ -138,8 +140,18 @@ def _parse_choice(path: str, options: object, when: dict[str, tuple[object, ...]
         if len(inner) != 1 or inner[0].kind == "choice" or inner[0].when:
             raise ValueError(f"option {k} of a choice is a value or a plain range, given {dict(option)}")
         values.append(NESTED)
-        nested.append(Parameter(label=f"{path}@{k}", path=path, kind=inner[0].kind, low=inner[0].low,
-                                high=inner[0].high, option_of=path, option=k, when=when))
+        nested.append(
+            Parameter(
+                label=f"{path}@{k}",
+                path=path,
+                kind=inner[0].kind,
+                low=inner[0].low,
+                high=inner[0].high,
+                option_of=path,
+                option=k,
+                when=when,
+            )
+        )
     return [Parameter(label=path, path=path, kind="choice", options=tuple(values), when=when), *nested]
 
 
@@ -150,8 +162,10 @@ def active(parameters: Sequence[Parameter], sample: Mapping[str, Any], base: Exp
     """
     values: dict[str, Any] = {}
     for parameter in _conditions_first(parameters):
-        if not all(_same_any(values[path] if path in values else _plain(base, path), allowed)
-                   for path, allowed in parameter.when.items()):
+        if not all(
+            _same_any(values[path] if path in values else _plain(base, path), allowed)
+            for path, allowed in parameter.when.items()
+        ):
             continue
         raw = sample[parameter.label]
         if parameter.kind == "choice":
@@ -210,8 +224,9 @@ def full_point(parameters: Sequence[Parameter], point: Mapping[str, object], bas
         given = point[parameter.path] if named else _plain(base, parameter.path)
         code = parameter.encode(given)
         if code is None and parameter.kind == "choice":  # the value may belong to a nested range
-            code = next((n.option for n in parameters
-                         if n.option_of == parameter.label and n.encode(given) is not None), None)
+            code = next(
+                (n.option for n in parameters if n.option_of == parameter.label and n.encode(given) is not None), None
+            )
         if code is None and named and parameter.option_of is None:
             raise ValueError(f"{parameter.path}: {given!r} lies outside its distribution")
         full[parameter.label] = parameter.middle() if code is None else code
@@ -256,7 +271,8 @@ def check_path(path: str, where: str) -> list[Problem]:
 def _searchable_paths() -> Iterator[str]:
     for section in SEARCHABLE:
         model = Experiment.model_fields[section].annotation
-        assert isinstance(model, type) and issubclass(model, BaseModel)
+        assert isinstance(model, type)
+        assert issubclass(model, BaseModel)
         for name, info in model.model_fields.items():
             yield f"{section}.{name}"
             if info.annotation is Schedule:
@@ -289,6 +305,9 @@ def idle(parameters: Sequence[Parameter], base: Experiment) -> list[Problem]:
         kinds = next((p.options for p in parameters if p.path == kind_path), (look_up(base, kind_path),))
         kinds = parameter.when.get(kind_path, kinds)
         if not any(name in fields_of(str(kind)) for kind in kinds):
-            problems.append(Problem(f"search.space.{parameter.path}",
-                                    f"has no effect: no {name} in kind {' or '.join(map(str, kinds))}"))
+            problems.append(
+                Problem(
+                    f"search.space.{parameter.path}", f"has no effect: no {name} in kind {' or '.join(map(str, kinds))}"
+                )
+            )
     return problems

@@ -14,11 +14,13 @@ class PlainCNN(nn.Module):
         super().__init__()
         blocks = []
         for k, width in enumerate(widths):
-            blocks.append(nn.Sequential(
-                nn.Conv2d(channels, width, 3, stride=1 if k == 0 else 2, padding=1, bias=False),
-                nn.BatchNorm2d(width),
-                nn.ReLU(inplace=True),
-            ))
+            blocks.append(
+                nn.Sequential(
+                    nn.Conv2d(channels, width, 3, stride=1 if k == 0 else 2, padding=1, bias=False),
+                    nn.BatchNorm2d(width),
+                    nn.ReLU(inplace=True),
+                )
+            )
             channels = width
         self.blocks = nn.Sequential(*blocks)
         self.fc = nn.Linear(channels, classes)

@@ -27,11 +27,11 @@ def rungs_of(grace: int, factor: float, epochs: int) -> list[int]:
     return rungs
 
 
-class Asha(FIFOScheduler):  # type: ignore[misc]  # ray is untyped
+class Asha(FIFOScheduler):
     """Higher metric is better."""
 
     def __init__(self, grace: int, factor: float, epochs: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.factor = factor
         self.rungs: dict[int, dict[str, float]] = {rung: {} for rung in rungs_of(grace, factor, epochs)}
 

@@ -52,8 +52,11 @@ class Board:
     @property
     def best(self) -> Row | None:
         """Highest accuracy among trials that were not given up, which may still be running."""
-        return max((row for row in self.rows.values() if row.status in ("complete", "running") and row.epoch),
-                   key=lambda row: row.val_accuracy, default=None)
+        return max(
+            (row for row in self.rows.values() if row.status in ("complete", "running") and row.epoch),
+            key=lambda row: row.val_accuracy,
+            default=None,
+        )
 
     @property
     def seconds_left(self) -> float | None:
@@ -66,9 +69,15 @@ class Board:
         return self.seconds / done * max(expected - done, 0)
 
 
-class Recorder(tune.Callback):  # type: ignore[misc]  # ray is untyped
-    def __init__(self, path: Path, experiment: Experiment, concurrent: int, scheduler: Asha | None,
-                 watch: Callable[[Board], None]) -> None:
+class Recorder(tune.Callback):
+    def __init__(
+        self,
+        path: Path,
+        experiment: Experiment,
+        concurrent: int,
+        scheduler: Asha | None,
+        watch: Callable[[Board], None],
+    ) -> None:
         self.path = path
         self.experiment = experiment
         self.parameters, _ = parse(experiment.search.space)
@@ -85,8 +94,9 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # ray is untyped
         self._row(trials, trial).status = "running"
         self._tell()
 
-    def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any],
-                        **info: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
         row = self._row(trials, trial)
         append_line(self.path, {"trial": row.trial, "config": row.config, **result["record"]})
         row.epoch, row.val_accuracy = result["epoch"], result["val_accuracy"]
@@ -96,6 +106,7 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # ray is untyped
         record = EpochRecord.from_json(trial.last_result["record"])
         row = self._row(trials, trial)
         row.status = "diverged" if record.diverged else "complete" if record.last else "stopped"
+        assert trial.storage is not None
         for checkpoint in Path(trial.storage.trial_fs_path).glob("checkpoint_*"):
             shutil.rmtree(checkpoint)  # an ended trial is not taken up again
         self._tell()
@@ -106,8 +117,11 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # ray is untyped
         self._tell()
 
     def get_state(self) -> dict[str, Any]:
-        return {"rungs": self.scheduler.state() if self.scheduler else None, "rows": self.board.rows,
-                "seconds": self.seconds}
+        return {
+            "rungs": self.scheduler.state() if self.scheduler else None,
+            "rows": self.board.rows,
+            "seconds": self.seconds,
+        }
 
     def set_state(self, state: dict[str, Any]) -> None:
         if self.scheduler and state["rungs"]:

@@ -48,20 +48,31 @@ class FinalWorker:
             state = {key: tensor.cpu().contiguous() for key, tensor in network.state_dict().items()}
             write_bytes(Path(weights), safetensors.torch.save(state))
         test = evaluate(network, dataset, dataset.test.images, dataset.test.labels)
-        return {"name": job.name, "seed": job.seed, "test_accuracy": test.accuracy, "diverged": records[-1].diverged,
-                "epochs": [record.to_json() for record in records]}
+        return {
+            "name": job.name,
+            "seed": job.seed,
+            "test_accuracy": test.accuracy,
+            "diverged": records[-1].diverged,
+            "epochs": [record.to_json() for record in records],
+        }
 
 
 def jobs_of(experiment: Experiment, winner: Experiment) -> list[Job]:
-    """Every run of the stage, the winner's first."""
-    experiments: Mapping[str, Experiment] = {BEST: winner, ALONE: experiment, TEXTBOOK_KD: textbook(winner)}
+    """Every run of the stage, the winner's first. All are trained alike; only the objective differs."""
+    experiments: Mapping[str, Experiment] = {BEST: winner, ALONE: winner, TEXTBOOK_KD: textbook(winner)}
     names = [BEST, *experiment.final.baselines]
     first = experiment.search.seed + 1
     return [Job(name, first + k, experiments[name]) for name in names for k in range(experiment.final.seeds)]
 
 
-def run_final(folder: Path, experiment: Experiment, winner: Experiment, materials: Materials, slots: Slots,
-              watch: Callable[[int, int], None]) -> list[dict[str, Any]]:
+def run_final(
+    folder: Path,
+    experiment: Experiment,
+    winner: Experiment,
+    materials: Materials,
+    slots: Slots,
+    watch: Callable[[int, int], None],
+) -> list[dict[str, Any]]:
     """Lines of final.jsonl, all of them. `watch(done, total)` hears of each run. Raises RunError if a run fails."""
     path = folder / "final.jsonl"
     mend(path)
@@ -72,7 +83,7 @@ def run_final(folder: Path, experiment: Experiment, winner: Experiment, material
     watch(len(lines), len(jobs))
     if not waiting:
         return lines
-    worker = ray.remote(num_cpus=slots.cpus, num_gpus=slots.gpus)(FinalWorker)
+    worker: Any = ray.remote(num_cpus=slots.cpus, num_gpus=slots.gpus)(FinalWorker)
     shared = ray.put(materials)
     idle = [worker.remote(shared, slots.threads) for _ in range(min(slots.concurrent, len(waiting)))]
     busy: dict[Any, Any] = {}  # a result's reference -> its actor; both are untyped

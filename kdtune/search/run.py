@@ -39,8 +39,15 @@ class Interrupted(KeyboardInterrupt):
 def run_search(experiment: Experiment, watch: Watcher) -> Path:
     """The run folder, complete: summary.json and student/ in it. Raises KdtuneError, or Interrupted on Ctrl-C."""
     if not experiment.search.space:
-        raise ExperimentError(experiment.name, [Problem("search.space", "is empty: there is nothing to search. "
-                                                        "`kdtune train` trains the one configuration of the file")])
+        raise ExperimentError(
+            experiment.name,
+            [
+                Problem(
+                    "search.space",
+                    "is empty: there is nothing to search. `kdtune train` trains the one configuration of the file",
+                )
+            ],
+        )
     folder = claim(experiment)
     if (folder / "summary.json").exists() and (folder / "student").exists():
         return folder
@@ -67,7 +74,7 @@ def pick_best(trials: list[TrialRecord]) -> TrialRecord:
         raise RunError("no trial ran in full without diverging; lower train.learning_rate or widen search.space")
 
     def merit(trial: TrialRecord) -> tuple[float, float]:
-        tail = trial.epochs[-max(1, len(trial.epochs) // 4):]
+        tail = trial.epochs[-max(1, len(trial.epochs) // 4) :]
         return trial.val_accuracy, sum(record.val_accuracy or 0.0 for record in tail) / len(tail)
 
     return max(complete, key=merit)
@@ -76,19 +83,32 @@ def pick_best(trials: list[TrialRecord]) -> TrialRecord:
 def _run_trials(folder: Path, experiment: Experiment, materials: Materials, slots: Slots, watch: Watcher) -> float:
     """Runs what is left of the trials; gives the seconds that they took, over all resumed runs."""
     stopper = experiment.search.stopper
-    scheduler = Asha(experiment.grace_epochs, stopper.reduction_factor, experiment.train.epochs) \
-        if stopper.kind == "asha" else None
+    scheduler = (
+        Asha(experiment.grace_epochs, stopper.reduction_factor, experiment.train.epochs)
+        if stopper.kind == "asha"
+        else None
+    )
     recorder = Recorder(folder / "trials.jsonl", experiment, slots.concurrent, scheduler, watch.search_progress)
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots.concurrent)
     analysis = tune.run(
         tune.with_parameters(StudentTrial, experiment=experiment, materials=materials, threads=slots.threads),
-        name="ray", storage_path=str(folder), resume=any((folder / "ray").glob("experiment_state-*.json")),
-        metric=METRIC, mode=MODE, num_samples=experiment.search.trials,
-        search_alg=make_searcher(experiment), scheduler=scheduler, max_concurrent_trials=slots.concurrent,
-        resources_per_trial=slots.request, reuse_actors=True,
+        name="ray",
+        storage_path=str(folder),
+        resume=any((folder / "ray").glob("experiment_state-*.json")),
+        metric=METRIC,
+        mode=MODE,
+        num_samples=experiment.search.trials,
+        search_alg=make_searcher(experiment),
+        scheduler=scheduler,
+        max_concurrent_trials=slots.concurrent,
+        resources_per_trial=slots.request,
+        reuse_actors=True,
         checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
-        callbacks=[recorder], verbose=0, raise_on_failed_trial=False,
-        trial_dirname_creator=_short_name, trial_name_creator=_short_name,
+        callbacks=[recorder],
+        verbose=0,
+        raise_on_failed_trial=False,
+        trial_dirname_creator=_short_name,
+        trial_name_creator=_short_name,
     )
     _check_finished(experiment, analysis.trials, recorder)
     return recorder.seconds

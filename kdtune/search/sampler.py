@@ -27,7 +27,8 @@ def make_searcher(experiment: Experiment) -> HyperOptSearch:
     startup = min(max(10, 2 * dimensions), max(1, trials // 3))
     return HyperOptSearch(
         space={parameter.label: _dimension(parameter) for parameter in parameters},
-        metric=METRIC, mode=MODE,
+        metric=METRIC,
+        mode=MODE,
         points_to_evaluate=first_points(parameters, experiment)[:trials],
         n_initial_points=trials + 1 if experiment.search.sampler == "random" else startup,
         random_state_seed=experiment.search.seed,

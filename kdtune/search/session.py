@@ -1,6 +1,6 @@
 """Ray on this machine: started for one search, and gone afterwards.
 
-    with session(experiment.resources) as slots: ...     # slots.concurrent trials fit at once
+with session(experiment.resources) as slots: ...     # slots.concurrent trials fit at once
 """
 
 import logging
@@ -50,11 +50,16 @@ def session(resources: Resources) -> Iterator[Slots]:
         os.environ.setdefault(name, value)
     started = not ray.is_initialized()
     if started:
-        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
-                 configure_logging=True)
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=True,
+        )
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
-        yield place(resources, ray.cluster_resources())
+        yield place(resources, ray.cluster_resources())  # type: ignore[no-untyped-call]
     finally:
         if started:
             ray.shutdown()
@@ -65,8 +70,10 @@ def place(resources: Resources, available: dict[str, float]) -> Slots:
     cpus, all_cpus, all_gpus = resources.cpus_per_worker, available.get("CPU", 0.0), available.get("GPU", 0.0)
     gpus = (1.0 if all_gpus else 0.0) if resources.gpus_per_worker == "auto" else resources.gpus_per_worker
     if cpus > all_cpus or gpus > all_gpus:
-        raise RunError(f"a trial asks for {cpus:g} CPUs and {gpus:g} GPUs; there are {all_cpus:g} CPUs and "
-                       f"{all_gpus:g} GPUs. Lower resources.cpus_per_worker or resources.gpus_per_worker")
+        raise RunError(
+            f"a trial asks for {cpus:g} CPUs and {gpus:g} GPUs; there are {all_cpus:g} CPUs and "
+            f"{all_gpus:g} GPUs. Lower resources.cpus_per_worker or resources.gpus_per_worker"
+        )
     fits = [int(all_cpus / cpus + 1e-9)]
     if gpus:
         fits.append(int(1 / gpus + 1e-9) * int(all_gpus))  # a trial's fraction lies within one GPU

@@ -20,10 +20,12 @@ from kdtune.trial import Bench, Materials
 SAVE_EVERY_S = 30.0
 
 
-class StudentTrial(tune.Trainable):  # type: ignore[misc]  # ray is untyped
+class StudentTrial(tune.Trainable):
     """config is a flat sample of the space; results hold `val_accuracy`, `epoch` and the `record`."""
 
-    def setup(self, config: dict[str, Any], experiment: Experiment, materials: Materials, threads: int) -> None:
+    def setup(  # type: ignore[override]  # with_parameters adds the other arguments
+        self, config: dict[str, Any], experiment: Experiment, materials: Materials, threads: int
+    ) -> None:
         torch.set_num_threads(threads)
         self.experiment = experiment
         self.parameters, _ = parse(experiment.search.space)

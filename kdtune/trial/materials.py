@@ -1,6 +1,6 @@
 """What all trials of a run share: data set, teacher and cache, made once and described as `Materials`.
 
-    materials = prepare(experiment, device, Silent())
+materials = prepare(experiment, device, Silent())
 """
 
 from dataclasses import dataclass
@@ -64,8 +64,17 @@ def prepare(experiment: Experiment, device: torch.device, progress: Progress, *,
     network = teacher.load(device)
     identity = identify(dataset, experiment.data, teacher)
     folder = cache_folder(experiment, identity)
-    cache = build(folder, identity, views_needed(experiment), teacher, on_device, experiment.data, network,
-                  progress.cache_column, recheck=recheck)
+    cache = build(
+        folder,
+        identity,
+        views_needed(experiment),
+        teacher,
+        on_device,
+        experiment.data,
+        network,
+        progress.cache_column,
+        recheck=recheck,
+    )
     cache.check_rows(network, on_device, experiment.data)
     progress.cache_ready(cache)
     return Materials(dataset, teacher, str(folder))
@@ -79,7 +88,15 @@ def cache_folder(experiment: Experiment, identity: Identity) -> Path:
 def views_needed(experiment: Experiment) -> int:
     """View columns of the experiment and of every trial that its space can propose."""
     lengths = experiment.search.space.get("train.epochs", {})
-    most = max((int(n) for bounds in lengths.values() if isinstance(bounds, list)
-                for n in bounds if isinstance(n, int | float)), default=experiment.train.epochs)
+    most = max(
+        (
+            int(n)
+            for bounds in lengths.values()
+            if isinstance(bounds, list)
+            for n in bounds
+            if isinstance(n, int | float)
+        ),
+        default=experiment.train.epochs,
+    )
     epochs = max(experiment.train.epochs, most)
     return experiment.model_copy(update={"train": experiment.train.model_copy(update={"epochs": epochs})}).views

@@ -26,8 +26,10 @@ def claim(experiment: Experiment, suffix: str = "") -> Path:
         elif not os.access(folder, os.W_OK):
             raise PermissionError(13, "Permission denied", str(folder))
     except (PermissionError, NotADirectoryError, FileExistsError, FileNotFoundError) as error:
-        raise RunError(f"cannot write the run folder {folder}: {error.strerror} ({error.filename}). "
-                       f"Set storage to a folder that you can write (--set storage=DIR)") from error
+        raise RunError(
+            f"cannot write the run folder {folder}: {error.strerror} ({error.filename}). "
+            f"Set storage to a folder that you can write (--set storage=DIR)"
+        ) from error
     return folder
 
 
@@ -35,14 +37,18 @@ def _check_same(experiment: Experiment, kept: Path) -> None:
     try:
         found = load(kept)
     except ExperimentError as error:
-        raise RunError(f"{kept.parent} holds an experiment that this version cannot read; choose another name "
-                       f"(--set name=...).\n{error}") from error
+        raise RunError(
+            f"{kept.parent} holds an experiment that this version cannot read; choose another name "
+            f"(--set name=...).\n{error}"
+        ) from error
     different = differences(experiment, found)
     if different:
         shown = "\n".join(f"  - {line}" for line in different[:12])
         more = f"\n  and {len(different) - 12} more" if len(different) > 12 else ""
-        raise RunError(f"{kept.parent} already holds another experiment; nothing was changed. This file against that "
-                       f"one:\n{shown}{more}\nChoose another name (--set name=...), or remove that folder")
+        raise RunError(
+            f"{kept.parent} already holds another experiment; nothing was changed. This file against that "
+            f"one:\n{shown}{more}\nChoose another name (--set name=...), or remove that folder"
+        )
 
 
 def read_run(folder: Path) -> Experiment:
