@@ -4,6 +4,7 @@
 """
 
 import errno
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -40,6 +41,8 @@ MENDABLE = {
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs a command line and exits: 0 done, 2 something to mend, 130 stopped by Ctrl-C."""
+    # before torch is imported: on a busy machine waiting threads that spin make small networks several times slower
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         app(given, prog_name="kdtune")

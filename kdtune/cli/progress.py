@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group, RenderableType
@@ -21,7 +22,7 @@ from kdtune.records import EpochRecord
 from kdtune.teacher import Teacher
 
 if TYPE_CHECKING:
-    from kdtune.search import Board
+    from kdtune.search.board import Board
 
 SHOWN_ROWS = 10
 STYLES = {"running": "cyan", "complete": "green", "stopped": "dim", "diverged": "red", "failed": "red"}
@@ -78,6 +79,13 @@ class Lines:
             f"student   epoch {record.epoch}/{record.epochs}: loss {record.loss:.3f}, "
             f"validation accuracy {record.val_accuracy:.2%}"
         )
+
+    def already_finished(self, folder: Path) -> None:
+        self.say(f"finished  {folder} holds this very experiment; --set name=... searches anew")
+
+    def search_resumed(self, board: "Board") -> None:
+        self._reported = {row.trial for row in board.rows.values() if row.status != "running"}
+        self.say(f"search    taken up again with {board.ended} of {board.trials} trials done")
 
     def search_progress(self, board: "Board") -> None:
         for row in board.rows.values():
@@ -228,8 +236,11 @@ def verdict(summary: Mapping[str, Any]) -> str:
     gain = best["mean"] - alone["mean"]
     spread = max(row["std"] or 0.0 for row in (best, alone))
     runs = len(best["test_accuracy"])
-    if runs < 2 or not spread:
-        return f"The best student is {gain:+.2%} against the student alone; one run each says little (final.seeds)."
+    if runs < 3 or not spread:
+        return (
+            f"The best student is {gain * 100:+.2f} points against the student alone; "
+            f"{runs} seed{'s' * (runs > 1)} say little about chance (final.seeds)."
+        )
     word = "a clear gain" if gain > 2 * spread else "a clear loss" if gain < -2 * spread else "within the noise"
     return (
         f"The best student is {gain * 100:+.2f} points against the student alone: {word} "

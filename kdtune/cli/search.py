@@ -14,7 +14,7 @@ def search(file: File = None, overrides: Overrides = None) -> None:
 
     from kdtune.cli.progress import results_table, short_config, verdict, watcher
     from kdtune.report import read_summary
-    from kdtune.search import run_search
+    from kdtune.search.run import run_search
 
     with resumable(), watcher() as watch:
         folder = run_search(experiment, watch)

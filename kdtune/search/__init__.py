@@ -1,6 +1,5 @@
-"""The search: trials under Ray Tune, then the final stage. One of the two rooms that import ray."""
+"""The search: trials under Ray Tune, then the final stage. One of the two rooms that import ray.
 
-from kdtune.search.board import Board, Row
-from kdtune.search.run import Interrupted, Watcher, run_search
-
-__all__ = ["Board", "Interrupted", "Row", "Watcher", "run_search"]
+`run.run_search` is the door. Nothing is imported here: a worker process imports only the module of its own work
+(`trainable` or `final`), since every second of imports is paid once a process.
+"""

@@ -7,10 +7,10 @@ sampler but forgets the scheduler, ray#30838).
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ray import tune
 from ray.tune.experiment import Trial
@@ -69,6 +69,13 @@ class Board:
         return self.seconds / done * max(expected - done, 0)
 
 
+class BoardWatcher(Protocol):
+    """Who looks at the board."""
+
+    def search_resumed(self, board: Board) -> None: ...
+    def search_progress(self, board: Board) -> None: ...
+
+
 class Recorder(tune.Callback):
     def __init__(
         self,
@@ -76,7 +83,7 @@ class Recorder(tune.Callback):
         experiment: Experiment,
         concurrent: int,
         scheduler: Asha | None,
-        watch: Callable[[Board], None],
+        watch: BoardWatcher,
     ) -> None:
         self.path = path
         self.experiment = experiment
@@ -86,6 +93,7 @@ class Recorder(tune.Callback):
         self.board = Board(experiment.search.trials, experiment.train.epochs, concurrent)
         self.numbers: dict[str, str] = {}
         self.errors: list[str] = []
+        self.failure: OSError | None = None
         self.before = 0.0  # seconds of the runs that this one resumes
         self.began = time.monotonic()
         mend(path)
@@ -98,7 +106,11 @@ class Recorder(tune.Callback):
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         row = self._row(trials, trial)
-        append_line(self.path, {"trial": row.trial, "config": row.config, **result["record"]})
+        try:
+            append_line(self.path, {"trial": row.trial, "config": row.config, **result["record"]})
+        except OSError as error:  # Tune would pass it on as text only
+            self.failure = error
+            raise
         row.epoch, row.val_accuracy = result["epoch"], result["val_accuracy"]
         self._tell()
 
@@ -119,6 +131,7 @@ class Recorder(tune.Callback):
     def get_state(self) -> dict[str, Any]:
         return {
             "rungs": self.scheduler.state() if self.scheduler else None,
+            "numbers": self.numbers,
             "rows": self.board.rows,
             "seconds": self.seconds,
         }
@@ -126,16 +139,18 @@ class Recorder(tune.Callback):
     def set_state(self, state: dict[str, Any]) -> None:
         if self.scheduler and state["rungs"]:
             self.scheduler.restore_state(state["rungs"])
+        self.numbers = state["numbers"]
         self.board.rows = state["rows"]
         self.before = state["seconds"]
+        self.watch.search_resumed(self.board)
 
     @property
     def seconds(self) -> float:
         return self.before + time.monotonic() - self.began
 
     def _row(self, trials: list[Trial], trial: Trial) -> Row:
-        if trial.trial_id not in self.numbers:
-            self.numbers[trial.trial_id] = f"{trials.index(trial):04d}"
+        for one in trials if trial.trial_id not in self.numbers else ():  # in the order of their proposal
+            self.numbers.setdefault(one.trial_id, f"{len(self.numbers):04d}")
         number = self.numbers[trial.trial_id]
         if number not in self.board.rows:
             values = active(self.parameters, trial.config, self.experiment)
@@ -144,4 +159,4 @@ class Recorder(tune.Callback):
 
     def _tell(self) -> None:
         self.board.seconds = self.seconds
-        self.watch(self.board)
+        self.watch.search_progress(self.board)

@@ -5,10 +5,12 @@ and a finished one is only read.
 """
 
 import os
+import signal
 from pathlib import Path
 from typing import Any, Protocol
 
 from ray import tune
+from ray.tune.error import TuneError
 
 from kdtune.errors import ExperimentError, Problem, RunError
 from kdtune.experiment import Experiment, with_values
@@ -16,7 +18,7 @@ from kdtune.export import export_run
 from kdtune.records import TrialRecord, read_trials
 from kdtune.report import summarise, write_summary
 from kdtune.search.asha import Asha
-from kdtune.search.board import Board, Recorder
+from kdtune.search.board import BoardWatcher, Recorder
 from kdtune.search.final import run_final
 from kdtune.search.sampler import METRIC, MODE, make_searcher
 from kdtune.search.session import Slots, session
@@ -25,10 +27,10 @@ from kdtune.training import default_device
 from kdtune.trial import Materials, Progress, claim, prepare
 
 
-class Watcher(Progress, Protocol):
+class Watcher(Progress, BoardWatcher, Protocol):
     """What a search tells whoever watches."""
 
-    def search_progress(self, board: Board) -> None: ...
+    def already_finished(self, folder: Path) -> None: ...
     def final_progress(self, done: int, total: int) -> None: ...
 
 
@@ -50,6 +52,7 @@ def run_search(experiment: Experiment, watch: Watcher) -> Path:
         )
     folder = claim(experiment)
     if (folder / "summary.json").exists() and (folder / "student").exists():
+        watch.already_finished(folder)
         return folder
     materials = prepare(experiment, default_device(), watch)
     with session(experiment.resources) as slots:
@@ -88,28 +91,34 @@ def _run_trials(folder: Path, experiment: Experiment, materials: Materials, slot
         if stopper.kind == "asha"
         else None
     )
-    recorder = Recorder(folder / "trials.jsonl", experiment, slots.concurrent, scheduler, watch.search_progress)
+    recorder = Recorder(folder / "trials.jsonl", experiment, slots.concurrent, scheduler, watch)
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots.concurrent)
-    analysis = tune.run(
-        tune.with_parameters(StudentTrial, experiment=experiment, materials=materials, threads=slots.threads),
-        name="ray",
-        storage_path=str(folder),
-        resume=any((folder / "ray").glob("experiment_state-*.json")),
-        metric=METRIC,
-        mode=MODE,
-        num_samples=experiment.search.trials,
-        search_alg=make_searcher(experiment),
-        scheduler=scheduler,
-        max_concurrent_trials=slots.concurrent,
-        resources_per_trial=slots.request,
-        reuse_actors=True,
-        checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
-        callbacks=[recorder],
-        verbose=0,
-        raise_on_failed_trial=False,
-        trial_dirname_creator=_short_name,
-        trial_name_creator=_short_name,
-    )
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        analysis = tune.run(
+            tune.with_parameters(StudentTrial, experiment=experiment, materials=materials, threads=slots.threads),
+            name="ray",
+            storage_path=str(folder),
+            resume=any((folder / "ray").glob("experiment_state-*.json")),
+            metric=METRIC,
+            mode=MODE,
+            num_samples=experiment.search.trials,
+            search_alg=make_searcher(experiment),
+            scheduler=scheduler,
+            max_concurrent_trials=slots.concurrent,
+            resources_per_trial=slots.request,
+            reuse_actors=True,
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
+            callbacks=[recorder],
+            verbose=0,
+            raise_on_failed_trial=False,
+            trial_dirname_creator=_short_name,
+            trial_name_creator=_short_name,
+        )
+    except TuneError as error:
+        raise recorder.failure or error from error
+    finally:
+        signal.signal(signal.SIGINT, on_interrupt)  # Tune leaves its own handler, which ends nothing after it
     _check_finished(experiment, analysis.trials, recorder)
     return recorder.seconds
 
@@ -123,4 +132,14 @@ def _check_finished(experiment: Experiment, trials: list[Any], recorder: Recorde
     if len(ended) < experiment.search.trials:
         raise Interrupted
     if len(recorder.errors) == len(trials):
-        raise RunError(f"every trial failed; the first said:\n{recorder.errors[0]}")
+        raise RunError(
+            f"every trial failed. The first said: {_last_error(recorder.errors[0])}\n"
+            f"Whole tracebacks: {recorder.path.parent / 'ray'}/*/error.txt"
+        )
+
+
+def _last_error(text: str) -> str:
+    """The exception at the end of a traceback, with its message."""
+    lines = text.strip().splitlines()
+    starts = [k for k, line in enumerate(lines) if line and not line[0].isspace() and ":" in line]
+    return "\n".join(lines[starts[-1] :] if starts else lines[-1:])

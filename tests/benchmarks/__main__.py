@@ -1,0 +1,64 @@
+"""Runs one benchmark, prints its table, writes `{"name", "machine", "rows", "ratios"}` where asked.
+
+python -m tests.benchmarks overhead --json overhead.json
+python -m tests.benchmarks quickstart
+"""
+
+import argparse
+import json
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from tests.benchmarks import overhead, quickstart
+
+Result = tuple[list[dict[str, Any]], dict[str, float]]
+BENCHMARKS: dict[str, Callable[[], Result]] = {"overhead": overhead.measure, "quickstart": quickstart.measure}
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    model = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        platform.processor(),
+    )
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks")
+    parser.add_argument("name", nargs="?", choices=sorted(BENCHMARKS))
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--list", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.list or arguments.name is None:
+        print("\n".join(f"{name:<12} {BENCHMARKS[name].__doc__}" for name in sorted(BENCHMARKS)))
+        return
+    rows, ratios = BENCHMARKS[arguments.name]()
+    table = Table(title=arguments.name)
+    for column in rows[0]:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
+    console = Console()
+    console.print(table)
+    for key, ratio in ratios.items():
+        console.print(f"{key}: {ratio:.4g}")
+    if arguments.json:
+        content = {"name": arguments.name, "machine": machine(), "rows": rows, "ratios": ratios}
+        arguments.json.write_text(json.dumps(content, indent=2))
+
+
+main()
