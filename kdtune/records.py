@@ -13,6 +13,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ class TrialRecord:
 
 def append_line(path: Path, line: Mapping[str, Any]) -> None:
     """One JSON object as one line, handed to the system in one write."""
-    with path.open("ab") as file:
+    with _named(path), path.open("ab") as file:
         file.write((json.dumps(line, allow_nan=False) + "\n").encode())
 
 
@@ -135,10 +136,20 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Like `write_text`."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with beside.open("wb") as file:
+        with _named(path), beside.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Gives an error of the operating system the name of the file that was being written, for the message."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise

@@ -15,9 +15,9 @@ from kdtune.experiment import Experiment, Resources, load, textbook, with_values
 from kdtune.experiment.space import active, parse
 from kdtune.records import EpochRecord, TrialRecord
 from kdtune.search.asha import Asha, rungs_of
-from kdtune.search.board import Board, Row
+from kdtune.search.board import Board, Row, last_error
 from kdtune.search.final import jobs_of
-from kdtune.search.run import _last_error, pick_best
+from kdtune.search.run import pick_best
 from kdtune.search.sampler import first_points, make_searcher
 from kdtune.search.session import place
 
@@ -197,4 +197,4 @@ class TestBoard:
 
 def test_the_last_error_of_a_traceback_is_shown_with_its_whole_message() -> None:
     text = 'Traceback (most recent call last):\n  File "a.py", line 1\nkdtune.errors.CacheError: bad column\n'
-    assert _last_error(text) == "kdtune.errors.CacheError: bad column"
+    assert last_error(text) == "kdtune.errors.CacheError: bad column"

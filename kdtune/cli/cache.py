@@ -33,11 +33,7 @@ def info(file: File = None, overrides: Overrides = None) -> None:
     """Print what the cache holds and what it belongs to."""
     cache = _find(read(file, overrides))
 
-    from rich.console import Console
-    from rich.table import Table
-
     manifest = cache.manifest
-    table = Table(show_header=False, box=None)
     rows = {
         "folder": cache.folder,
         "views": manifest.views,
@@ -47,8 +43,7 @@ def info(file: File = None, overrides: Overrides = None) -> None:
         "built with": ", ".join(f"{name} {number}" for name, number in manifest.versions.items()),
     }
     for name, value in rows.items():
-        table.add_row(name, str(value))
-    Console(soft_wrap=True).print(table)
+        typer.echo(f"{name:<14} {value}")
 
 
 @app.command()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -22,7 +23,7 @@ from kdtune.records import EpochRecord
 from kdtune.teacher import Teacher
 
 if TYPE_CHECKING:
-    from kdtune.search.board import Board
+    from kdtune.search.board import Board, Row
 
 SHOWN_ROWS = 10
 STYLES = {"running": "cyan", "complete": "green", "stopped": "dim", "diverged": "red", "failed": "red"}
@@ -95,6 +96,11 @@ class Lines:
                     f"trial {row.trial} {row.status:<8} epoch {row.epoch}/{board.epochs}, "
                     f"{row.val_accuracy:.2%}; {headline(board)}"
                 )
+                self.say_failure(row)
+
+    def say_failure(self, row: "Row") -> None:
+        if row.error:
+            self.say(f"trial {row.trial} failed: {escape(row.error)}")
 
     def final_progress(self, done: int, total: int) -> None:
         self.say(f"final     {done} of {total} runs")
@@ -129,8 +135,16 @@ class Terminal(Lines):
             )
         )
 
+    def cache_ready(self, cache: LogitCache) -> None:
+        super().cache_ready(cache)
+        self.live.update(Text("starting Ray ..."))
+
     def search_progress(self, board: "Board") -> None:
         self.live.update(board_table(board))
+        for row in board.rows.values():
+            if row.status == "failed" and row.trial not in self._reported:
+                self._reported.add(row.trial)
+                self.say_failure(row)
         if board.ended == board.trials:
             self.say(f"search    {headline(board)}")
 
@@ -166,36 +180,44 @@ def headline(board: "Board") -> str:
 
 def board_table(board: "Board") -> RenderableType:
     """The running trials and the best of the others."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("trial", "status", "epoch", "accuracy"):
-        table.add_column(name, justify="left" if name == "status" else "right", header_style="dim")
-    table.add_column("configuration", header_style="dim", overflow="ellipsis", no_wrap=True)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), expand=True, header_style="dim")
+    table.add_column("trial", width=5, justify="right")
+    table.add_column("status", width=8)
+    table.add_column("epoch", width=9, justify="right")
+    table.add_column("accuracy", width=8, justify="right")
+    table.add_column("configuration", ratio=1, overflow="ellipsis", no_wrap=True)
     running = [row for row in board.rows.values() if row.status == "running"]
-    others = sorted(
-        (row for row in board.rows.values() if row.status != "running"),
-        key=lambda row: (row.status == "complete", row.val_accuracy),
-        reverse=True,
-    )
+    others = [row for row in board.rows.values() if row.status != "running"]
+    others.sort(key=lambda row: (row.status == "complete", row.val_accuracy), reverse=True)
     for row in [*running, *others][:SHOWN_ROWS]:
         best = board.best is not None and row.trial == board.best.trial
-        table.add_row(
-            row.trial,
-            Text(row.status, STYLES[row.status]),
-            f"{row.epoch}/{board.epochs}",
-            Text(f"{row.val_accuracy:.2%}", "bold green" if best else ""),
-            short_config(row.config),
-        )
+        accuracy = Text(f"{row.val_accuracy:.2%}" if row.epoch else "", "bold green" if best else "")
+        status = Text(row.status, STYLES[row.status])
+        table.add_row(row.trial, status, f"{row.epoch}/{board.epochs}", accuracy, short_config(row.config))
     return Group(_bar(headline(board), board.ended, board.trials), table)
 
 
 def short_config(config: Mapping[str, Any]) -> str:
-    """`temperature.start=3.2 alpha.start=0.91 ...`; values are whatever was sampled."""
-    return " ".join(
-        f"{path.removeprefix('distill.')}={value:.3g}"
-        if isinstance(value, float)
-        else f"{path.removeprefix('distill.')}={value}"
-        for path, value in config.items()
-    )
+    """`temperature exponential 4 → 1, alpha 0.9`: each schedule in a few words; values are whatever was sampled."""
+    schedules: dict[str, dict[str, Any]] = {}
+    for path, value in config.items():
+        owner, _, name = path.partition(".")[2].partition(".")
+        schedules.setdefault(owner, {})[name or "start"] = value
+    words = []
+    for owner, fields in schedules.items():
+        kind, start = fields.pop("kind", "fixed"), fields.pop("start", None)
+        if start is not None and "end_ratio" in fields:
+            fields["end"] = start * fields.pop("end_ratio")
+        end = fields.pop("end", None)
+        shown = [owner, *([kind] if kind != "fixed" else [])]
+        shown += [_number(start)] if start is not None else []
+        shown += [f"→ {_number(end)}"] if end is not None else []
+        words.append(" ".join([*shown, *(f"{name} {_number(value)}" for name, value in fields.items())]))
+    return ", ".join(words)
+
+
+def _number(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def duration(seconds: float) -> str:
@@ -239,7 +261,7 @@ def verdict(summary: Mapping[str, Any]) -> str:
     if runs < 3 or not spread:
         return (
             f"The best student is {gain * 100:+.2f} points against the student alone; "
-            f"{runs} seed{'s' * (runs > 1)} say little about chance (final.seeds)."
+            f"{runs} run{'s' * (runs > 1)} of each cannot tell a gain from chance (final.seeds)."
         )
     word = "a clear gain" if gain > 2 * spread else "a clear loss" if gain < -2 * spread else "within the noise"
     return (

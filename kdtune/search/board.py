@@ -30,6 +30,7 @@ class Row:
     epoch: int = 0
     val_accuracy: float = 0.0
     status: str = "running"  # then: complete, stopped, diverged, failed
+    error: str = ""  # of a failed trial: the exception, without its traceback
 
 
 @dataclass
@@ -69,6 +70,13 @@ class Board:
         return self.seconds / done * max(expected - done, 0)
 
 
+def last_error(text: str) -> str:
+    """The exception at the end of a traceback, with its message."""
+    lines = text.strip().splitlines()
+    starts = [k for k, line in enumerate(lines) if line and not line[0].isspace() and ":" in line]
+    return "\n".join(lines[starts[-1] :] if starts else lines[-1:])
+
+
 class BoardWatcher(Protocol):
     """Who looks at the board."""
 
@@ -92,7 +100,6 @@ class Recorder(tune.Callback):
         self.watch = watch
         self.board = Board(experiment.search.trials, experiment.train.epochs, concurrent)
         self.numbers: dict[str, str] = {}
-        self.errors: list[str] = []
         self.failure: OSError | None = None
         self.before = 0.0  # seconds of the runs that this one resumes
         self.began = time.monotonic()
@@ -124,8 +131,10 @@ class Recorder(tune.Callback):
         self._tell()
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._row(trials, trial).status = "failed"
-        self.errors.append(str(trial.get_error()))
+        row = self._row(trials, trial)
+        # get_error() reads the copy in storage, which is made only later
+        text = Path(trial.error_file).read_text() if trial.error_file else "no reason was recorded"
+        row.status, row.error = "failed", last_error(text)
         self._tell()
 
     def get_state(self) -> dict[str, Any]:

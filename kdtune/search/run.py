@@ -93,13 +93,14 @@ def _run_trials(folder: Path, experiment: Experiment, materials: Materials, slot
     )
     recorder = Recorder(folder / "trials.jsonl", experiment, slots.concurrent, scheduler, watch)
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots.concurrent)
+    begun = any((folder / "ray").glob("experiment_state-*.json"))
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         analysis = tune.run(
             tune.with_parameters(StudentTrial, experiment=experiment, materials=materials, threads=slots.threads),
             name="ray",
             storage_path=str(folder),
-            resume=any((folder / "ray").glob("experiment_state-*.json")),
+            resume_config=tune.ResumeConfig(errored=tune.ResumeConfig.ResumeType.RESUME) if begun else None,
             metric=METRIC,
             mode=MODE,
             num_samples=experiment.search.trials,
@@ -116,7 +117,9 @@ def _run_trials(folder: Path, experiment: Experiment, materials: Materials, slot
             trial_name_creator=_short_name,
         )
     except TuneError as error:
-        raise recorder.failure or error from error
+        if recorder.failure is not None:
+            raise recorder.failure from error
+        raise
     finally:
         signal.signal(signal.SIGINT, on_interrupt)  # Tune leaves its own handler, which ends nothing after it
     _check_finished(experiment, analysis.trials, recorder)
@@ -128,18 +131,11 @@ def _short_name(trial: Any) -> str:  # ray is untyped
 
 
 def _check_finished(experiment: Experiment, trials: list[Any], recorder: Recorder) -> None:
-    ended = [trial for trial in trials if trial.is_finished()]
-    if len(ended) < experiment.search.trials:
+    if sum(trial.is_finished() for trial in trials) < experiment.search.trials:
         raise Interrupted
-    if len(recorder.errors) == len(trials):
+    failed = [row for row in recorder.board.rows.values() if row.status == "failed"]
+    if len(failed) == len(trials):
         raise RunError(
-            f"every trial failed. The first said: {_last_error(recorder.errors[0])}\n"
+            f"every trial failed. The first said: {failed[0].error}\n"
             f"Whole tracebacks: {recorder.path.parent / 'ray'}/*/error.txt"
         )
-
-
-def _last_error(text: str) -> str:
-    """The exception at the end of a traceback, with its message."""
-    lines = text.strip().splitlines()
-    starts = [k for k, line in enumerate(lines) if line and not line[0].isspace() and ":" in line]
-    return "\n".join(lines[starts[-1] :] if starts else lines[-1:])

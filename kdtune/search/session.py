@@ -58,6 +58,7 @@ def session(resources: Resources) -> Iterator[Slots]:
             configure_logging=True,
         )
     logging.getLogger("ray").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failed trials are told by the recorder, once
     try:
         yield place(resources, ray.cluster_resources())  # type: ignore[no-untyped-call]
     finally:
