@@ -199,8 +199,8 @@ def build(
         if len(known) >= views and not recheck:
             assert manifest is not None
             return LogitCache(folder, manifest)
-        _check_disk(folder, identity, views - len(known))
         views = max(views, len(known))
+        _check_disk(folder, identity, sum(not column_path(folder, view).exists() for view in range(views)))
         hashes = []
         for view in range(views):
             path = column_path(folder, view)
@@ -216,7 +216,7 @@ def build(
         manifest = Manifest(
             identity,
             tuple(hashes),
-            column_path(folder, 0).stat().st_size,
+            manifest.column_bytes if manifest else column_path(folder, 0).stat().st_size,
             teacher.model,
             teacher.val_accuracy,
             _versions(),

@@ -32,6 +32,7 @@ from kdtune.records import write_bytes, write_text
 from kdtune.teacher import fingerprint
 
 FORMAT = 1
+CONFIG_KEYS = ("format", "model", "fingerprint", "image_shape", "classes", "mean", "std")
 CHECKED_IMAGES = 256
 TOLERANCE = 1e-6
 
@@ -70,13 +71,19 @@ class ExportedStudent(nn.Module):
 def load_student(path: str | Path) -> ExportedStudent:
     """The student of an export folder, in eval mode on the CPU. Raises ExportError where it is damaged."""
     folder = Path(path)
+    for name in ("config.json", "student.safetensors"):
+        if not (folder / name).is_file():
+            raise ExportError(f"{folder} is no export: {folder / name} is missing")
     try:
         config = json.loads((folder / "config.json").read_text())
         weights = safetensors.torch.load_file(folder / "student.safetensors")
-    except FileNotFoundError as error:
-        raise ExportError(f"{folder} is no export: {error.filename} is missing") from error
     except (ValueError, SafetensorError) as error:
         raise ExportError(f"{folder} is damaged: {error}") from error
+    if not isinstance(config, dict):
+        raise ExportError(f"{folder} is damaged: config.json is no mapping")
+    missing = [key for key in CONFIG_KEYS if key not in config]
+    if missing:
+        raise ExportError(f"{folder} is no export: config.json has no {', '.join(missing)}")
     if config.get("format") != FORMAT or config.get("model") not in MODELS:
         raise ExportError(
             f"{folder} is of format {config.get('format')} with model {config.get('model')!r}; this version "
@@ -108,6 +115,8 @@ def export_student(folder: Path, network: nn.Module, experiment: Experiment, dat
         "fingerprint": fingerprint(experiment.student.model, weights),
         "kdtune": version("kdtune"),
     }
+    if folder.exists() and not _is_export(folder):
+        raise ExportError(f"{folder} exists and is no export of kdtune; choose another folder")
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -119,9 +128,31 @@ def export_student(folder: Path, network: nn.Module, experiment: Experiment, dat
         raise ExportError(
             f"the export differs from the student by {difference:.2e}, more than {TOLERANCE:.0e}; it was left in {part}"
         )
-    shutil.rmtree(folder, ignore_errors=True)
-    part.rename(folder)
+    _take_the_place_of(folder, part)
     return difference
+
+
+def _is_export(folder: Path) -> bool:
+    try:
+        return "kdtune" in json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _take_the_place_of(folder: Path, new: Path) -> None:
+    """Renames `new` to `folder`; what was there goes only when that has worked."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    replaced = folder.exists()
+    if replaced:
+        folder.rename(old)
+    try:
+        new.rename(folder)
+    except OSError:
+        if replaced:
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 @torch.inference_mode()

@@ -52,8 +52,10 @@ class EpochRecord:
 
     @classmethod
     def from_json(cls, line: Mapping[str, Any]) -> "EpochRecord":
+        """The record of a line. Raises KeyError or TypeError where it is none."""
         given = {field.name: line[field.name] for field in fields(cls)}
         given["loss"] = math.nan if given["loss"] is None else given["loss"]
+        given["terms"] = {name: math.nan if term is None else term for name, term in given["terms"].items()}
         return cls(**given)
 
 
@@ -117,9 +119,12 @@ def read_trials(path: Path) -> list[TrialRecord]:
     """Trials of a trials.jsonl in the order in which they first appeared."""
     epochs: dict[str, list[EpochRecord]] = {}
     configs: dict[str, Mapping[str, Any]] = {}
-    for line in read_lines(path):
-        trial, record = str(line["trial"]), EpochRecord.from_json(line)
-        configs[trial] = line["config"]
+    for number, line in enumerate(read_lines(path), start=1):
+        try:
+            trial, config, record = str(line["trial"]), line["config"], EpochRecord.from_json(line)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise RunError(f"{path}, line {number} is no epoch of a trial: the file was edited or damaged") from error
+        configs[trial] = config
         said = epochs.setdefault(trial, [])
         while said and said[-1].epoch >= record.epoch:
             said.pop()

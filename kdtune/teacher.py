@@ -8,6 +8,7 @@ same data and teacher section) finds it again instead of training it again.
 import hashlib
 import json
 import pickle
+import struct
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -30,6 +31,20 @@ NESTED_UNDER = ("state_dict", "model", "model_state_dict", "net")
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # DDP and DataParallel; torch.compile
 OWN_VIEWS = 1 << 32  # added to view_seed: the cache asks about views on which the teacher was not trained
 SAVE_EVERY_S = 30.0
+# what torch and safetensors raise over bytes that are no checkpoint, or not a whole one
+UNREADABLE = (
+    SafetensorError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    OSError,
+    struct.error,
+)
 
 
 @dataclass(frozen=True)
@@ -242,7 +257,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             f"teacher.weights: {path} holds objects besides tensors, which kdtune does not unpickle, because they can "
             f"run code. If you trust the file, save its state dict alone: torch.save(model.state_dict(), path)"
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except UNREADABLE as error:
         raise TeacherError(f"teacher.weights: {path} is not a readable checkpoint: {error}") from error
     while isinstance(content, Mapping) and not _is_state_dict(content):
         inner = next((content[name] for name in NESTED_UNDER if isinstance(content.get(name), Mapping)), None)

@@ -14,7 +14,6 @@ def export(
 ) -> None:
     """Write the best student of a run (safetensors, config, model card), read it back and compare."""
     from kdtune.data import load_dataset
-    from kdtune.errors import ExportError
     from kdtune.experiment import with_values
     from kdtune.export import export_run
     from kdtune.report import read_summary
@@ -23,8 +22,6 @@ def export(
     experiment = read_run(run)
     summary = read_summary(run)
     target = to or run / "student"
-    if target.exists() and not (target / "config.json").exists():
-        raise ExportError(f"{target} exists and is no export; choose another folder (--to)")
     dataset = load_dataset(experiment.data)
     difference = export_run(run, target, with_values(experiment, summary["best"]["config"]), dataset, summary)
     typer.echo(f"{target}: read back, largest difference of logits on real images {difference:.1e}")

@@ -9,7 +9,8 @@ images that only the final stage reads. Shapes: N images, C channels, H x W pixe
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -86,7 +87,7 @@ def affine(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]
 def load_dataset(config: Data) -> Dataset:
     """The data set of an experiment. Raises DataError naming the folder or file that is wrong."""
     train, test, classes = DATASETS[config.dataset](config)
-    fit, validation = split(train.labels, config.validation, config.split_seed)
+    fit, validation = split(train.labels, classes, config.validation, config.split_seed)
     mean, std = _measure(train.images)
     channels = train.images.shape[1]
     for name, given in (("mean", config.mean), ("std", config.std)):
@@ -108,17 +109,17 @@ def load_dataset(config: Data) -> Dataset:
     )
 
 
-def split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
+def split(labels: Tensor, classes: Sequence[str], share: float, seed: int) -> tuple[Tensor, Tensor]:
     """Indices of the rest and of a stratified share: the same share of every class, at least one image.
 
     Raises DataError where a class has too few images to be in both.
     """
     generator = torch.Generator().manual_seed(seed)
     kept, taken = [], []
-    for label in range(int(labels.max()) + 1):
+    for label, name in enumerate(classes):
         members = (labels == label).nonzero().flatten()
         if len(members) < 2:
-            raise DataError(f"class {label} has {len(members)} training images; a split needs at least 2")
+            raise DataError(f"class {name} has {len(members)} training images; a split needs at least 2")
         members = members[torch.randperm(len(members), generator=generator)]
         count = min(max(1, round(share * len(members))), len(members) - 1)
         taken.append(members[:count])
@@ -154,17 +155,24 @@ def _digits(config: Data) -> tuple[Images, Images, tuple[str, ...]]:
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
+    classes = tuple("0123456789")
     images = torch.from_numpy(bunch.images).mul(255 / 16).round().to(torch.uint8).unsqueeze(1)  # [1797, 1, 8, 8]
     labels = torch.from_numpy(bunch.target).to(torch.int64)
-    train, test = split(labels, DIGITS_TEST_SHARE, TEST_SEED)
-    return Images(images[train], labels[train]), Images(images[test], labels[test]), tuple("0123456789")
+    train, test = split(labels, classes, DIGITS_TEST_SHARE, TEST_SEED)
+    return Images(images[train], labels[train]), Images(images[test], labels[test]), classes
 
 
 def _folder(config: Data) -> tuple[Images, Images, tuple[str, ...]]:
     """`root/train/<class>/*.jpg` and `root/test/<class>/*.jpg`, torchvision's ImageFolder layout."""
     assert config.root is not None
     assert config.image_size is not None
-    root = Path(config.root)
+    try:
+        return _read_folders(Path(config.root), config.image_size)
+    except OSError as error:
+        raise DataError(f"data.root: cannot read {error.filename}: {error.strerror}") from error
+
+
+def _read_folders(root: Path, size: int) -> tuple[Images, Images, tuple[str, ...]]:
     if not root.is_dir():
         raise DataError(f"data.root: no folder {root} (from {Path.cwd()}); it should hold train/ and test/")
     train = _subfolder(root, ("train",))
@@ -176,7 +184,7 @@ def _folder(config: Data) -> tuple[Images, Images, tuple[str, ...]]:
             f"{train} has {len(classes)} classes and {test} has {len(_classes(test))}; "
             f"they differ in: {', '.join(odd[:10])}"
         )
-    return _read(train, classes, config.image_size), _read(test, classes, config.image_size), classes
+    return _read(train, classes, size), _read(test, classes, size), classes
 
 
 def _subfolder(root: Path, names: tuple[str, ...]) -> Path:
@@ -197,7 +205,7 @@ def _read(folder: Path, classes: tuple[str, ...], size: int) -> Images:
     files: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        found = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+        found = sorted(_images_below(folder / name))
         if not found:
             known = " ".join(sorted(IMAGE_SUFFIXES))
             raise DataError(f"class folder {folder / name} has no images (looked for {known}); fill or remove it")
@@ -206,6 +214,14 @@ def _read(folder: Path, classes: tuple[str, ...], size: int) -> Images:
     with ThreadPoolExecutor() as pool:  # PIL decodes outside the interpreter lock
         decoded = list(pool.map(lambda file: _decode(file, size), files))
     return Images(torch.stack(decoded), torch.tensor(labels))
+
+
+def _images_below(folder: Path) -> Iterator[Path]:
+    def refuse(error: OSError) -> None:
+        raise error  # os.walk passes over folders that it may not read
+
+    for parent, _, names in os.walk(folder, onerror=refuse, followlinks=True):
+        yield from (Path(parent) / name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES)
 
 
 def _decode(file: Path, size: int) -> Tensor:

@@ -40,9 +40,9 @@ def random_integers(seed: int, column: int, indices: Tensor, draw: int, bound: i
 
     Uses the top 32 bits, scaled: the bias is below bound / 2^32.
     """
-    key = torch.full((), seed, dtype=torch.int64, device=indices.device)
-    for part in (column, draw):
-        key = _mix((key + part + 1) * GOLDEN)
+    key = torch.zeros((), dtype=torch.int64, device=indices.device)
+    for part in (seed, column, draw):  # mixed one after the other: a sum would make (1, 0) the same as (0, 1)
+        key = _mix(key + _signed((part + 1) * GOLDEN % (1 << 64)))
     bits = _mix((indices + 1) * GOLDEN ^ key)
     return (_shift_right(_mix(bits + key), 32) * bound) >> 32
 

@@ -21,6 +21,8 @@ from kdtune.experiment.models import TEXTBOOK, Experiment
 from kdtune.experiment.schedule import Schedule, overlay
 
 LARGEST_FILE = 1_000_000  # bytes; an experiment file is a page of text
+UNION_MEMBERS = ("literal['", "constrained-int", "constrained-float")
+MOST_VALUES = 100_000  # once every alias is written out
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -66,7 +68,23 @@ def read_yaml(path: Path) -> dict[str, Any]:
             "expected a mapping with name, data, teacher, student, ... "
             + ("but the file is empty" if raw is None else f"but it holds a {type(raw).__name__}")
         )
+    try:
+        too_many = _unfolded(raw, {}) > MOST_VALUES
+    except RecursionError:
+        too_many = True
+    if too_many:
+        raise refuse(f"unfolds to more than {MOST_VALUES:,} values, or contains itself; check its anchors (&, *)")
     return raw
+
+
+def _unfolded(value: object, sizes: dict[int, int]) -> int:
+    """How many values a document holds with every alias written out. One that contains itself recurses for ever."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in sizes:
+        inner = value.values() if isinstance(value, dict) else value
+        sizes[id(value)] = 1 + sum(_unfolded(one, sizes) for one in inner)
+    return sizes[id(value)]
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -112,10 +130,21 @@ def _override(raw: dict[str, Any], override: str) -> None:
         inner = here.get(part)
         if not isinstance(inner, dict):
             # a schedule written as a number takes fields: --set distill.alpha.end=0.5
-            inner = {"start": inner} if isinstance(inner, int | float) and not isinstance(inner, bool) else {}
+            inner = {"start": inner} if _is_number(inner) else {}
             here[part] = inner
         here = inner
     here[parts[-1]] = value
+
+
+def _is_number(value: object) -> bool:
+    """Whether pydantic would read it as one: YAML takes 1e1 for text."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return False
+    try:
+        float(value)
+    except (ValueError, OverflowError):
+        return False
+    return True
 
 
 def parse(raw: Mapping[str, Any], source: str = "experiment") -> Experiment:
@@ -233,7 +262,10 @@ def json_schema() -> str:
 
 def _problem(detail: ErrorDetails) -> Problem:
     """A pydantic error in words: what was given, what is allowed, the nearest known name."""
-    location = [str(part) for part in detail["loc"] if part not in ("constrained-int", "constrained-float")]
+    # pydantic adds the member of a union that refused the value; a user knows only the field
+    location = [str(part) for part in detail["loc"]]
+    if location and location[-1].startswith(UNION_MEMBERS) and detail["type"] != "extra_forbidden":
+        location.pop()
     path = ".".join(location)
     given = detail.get("input")
     context = detail.get("ctx", {})
@@ -264,5 +296,8 @@ def _known_fields(location: Sequence[str]) -> list[str]:
 
 
 def _short(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python prints no integer of more than 4300 digits
+        text = "a number of thousands of digits"
     return text if len(text) <= 80 else text[:77] + "..."

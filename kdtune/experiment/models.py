@@ -21,7 +21,7 @@ LogitLoss = Literal["kl"]
 FeatureLoss = Literal["hint", "attention"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Baseline = Literal["student alone", "textbook KD"]
-Share = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class Section(BaseModel):
@@ -47,11 +47,11 @@ class Data(Section):
     validation: float = Field(
         0.1, gt=0, le=0.5, description="Share of the training images, stratified, that steers the search."
     )
-    split_seed: int = Field(0, ge=0, description="Chooses the validation (and digits' test) images.")
+    split_seed: Seed = Field(0, description="Chooses the validation images.")
     views: Literal["auto"] | PositiveInt = Field(
         "auto", description="Augmented views of each image; auto is one an epoch, or 1 without augmentation."
     )
-    view_seed: int = Field(0, ge=0, lt=2**31, description="Chooses the augmentation of every view.")
+    view_seed: Seed = Field(0, description="Chooses the augmentation of every view.")
 
     @model_validator(mode="after")
     def _folder_has_what_it_needs(self) -> Self:
@@ -102,7 +102,7 @@ class Teacher(Model):
         None, description="A checkpoint (.pt, .pth, .safetensors), or null to train the teacher here."
     )
     train: Train = Field(default_factory=Train, description="How the teacher is trained when it has no weights.")
-    seed: int = Field(0, ge=0, description="Initial weights and order of the images.")
+    seed: Seed = Field(0, description="Initial weights and order of the images.")
 
 
 class Student(Model):
@@ -175,7 +175,7 @@ class Search(Section):
     trials: int = Field(60, ge=1, description="Configurations to try.")
     sampler: Literal["hyperopt", "random"] = Field("hyperopt", description="HyperOpt's TPE, or random.")
     stopper: Stopper = Field(default_factory=Stopper, description="Which trials end early.")
-    seed: int = Field(0, ge=0, description="Of the sampler, and of every trial's weights and image order.")
+    seed: Seed = Field(0, description="Of the sampler, and of every trial's weights and image order.")
     space: dict[str, Distribution] = Field(
         default_factory=dict, description="Dotted path of a field of train or distill -> its distribution."
     )
@@ -225,6 +225,8 @@ class Experiment(Section):
     @field_validator("storage")
     @classmethod
     def _storage_is_a_folder(cls, storage: str) -> str:
+        if "\0" in storage:
+            raise ValueError("the name of a folder cannot hold the character NUL")
         if "://" in storage:
             raise ValueError(f"expected a folder that this machine can write, given the address {storage!r}")
         return storage

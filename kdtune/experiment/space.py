@@ -44,8 +44,15 @@ class Parameter:
         """`given` as the sampler sees it, or None where it lies outside the distribution."""
         if self.kind == "choice":
             return next((k for k, o in enumerate(self.options) if _same(o, given)), None)
+        if isinstance(given, str):  # YAML reads 1e-3 as text
+            try:
+                given = float(given)
+            except ValueError:
+                return None
         if isinstance(given, bool) or not isinstance(given, int | float) or not self.low <= given <= self.high:
             return None
+        if self.kind == "integer":
+            return int(given) if float(given).is_integer() else None
         return given
 
     def middle(self) -> float | int:
@@ -295,9 +302,17 @@ def corners(parameters: Sequence[Parameter], base: Experiment) -> Iterator[dict[
 
 
 def idle(parameters: Sequence[Parameter], base: Experiment) -> list[Problem]:
-    """Parameters of a schedule that no kind in the search reads: an option that would do nothing."""
+    """Parameters that would do nothing: under a condition that never holds, or read by no kind of their schedule."""
     problems = []
     for parameter in parameters:
+        for path, allowed in parameter.when.items():
+            searched = [other for other in parameters if other.path == path]
+            holds = any(other.encode(value) is not None for other in searched for value in allowed) or (
+                not searched and _same_any(_plain(base, path), allowed)
+            )
+            if not holds:
+                shown = " or ".join(map(str, allowed))
+                problems.append(Problem(f"search.space.{parameter.path}.when", f"{path} is never {shown}"))
         owner, _, name = parameter.path.rpartition(".")
         if owner.count(".") != 1 or not isinstance(look_up(base, owner), Schedule):
             continue

@@ -149,7 +149,8 @@ class Recorder(tune.Callback):
         if self.scheduler and state["rungs"]:
             self.scheduler.restore_state(state["rungs"])
         self.numbers = state["numbers"]
-        self.board.rows = state["rows"]
+        # failed trials are tried again
+        self.board.rows = {number: row for number, row in state["rows"].items() if row.status != "failed"}
         self.before = state["seconds"]
         self.watch.search_resumed(self.board)
 

@@ -93,6 +93,8 @@ def _run_trials(folder: Path, experiment: Experiment, materials: Materials, slot
     )
     recorder = Recorder(folder / "trials.jsonl", experiment, slots.concurrent, scheduler, watch)
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots.concurrent)
+    # annotated as str, compared as an enum
+    again = tune.ResumeConfig(errored=tune.ResumeConfig.ResumeType.RESUME)  # type: ignore[arg-type]
     begun = any((folder / "ray").glob("experiment_state-*.json"))
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:
@@ -100,7 +102,7 @@ def _run_trials(folder: Path, experiment: Experiment, materials: Materials, slot
             tune.with_parameters(StudentTrial, experiment=experiment, materials=materials, threads=slots.threads),
             name="ray",
             storage_path=str(folder),
-            resume_config=tune.ResumeConfig(errored=tune.ResumeConfig.ResumeType.RESUME) if begun else None,
+            resume_config=again if begun else None,
             metric=METRIC,
             mode=MODE,
             num_samples=experiment.search.trials,

@@ -12,6 +12,7 @@ import torch
 from kdtune.cache import Identity, LogitCache, build, identify
 from kdtune.data import Dataset, load_dataset
 from kdtune.experiment import Experiment
+from kdtune.experiment.space import parse
 from kdtune.records import EpochRecord
 from kdtune.teacher import Teacher, obtain
 
@@ -87,16 +88,8 @@ def cache_folder(experiment: Experiment, identity: Identity) -> Path:
 
 def views_needed(experiment: Experiment) -> int:
     """View columns of the experiment and of every trial that its space can propose."""
-    lengths = experiment.search.space.get("train.epochs", {})
-    most = max(
-        (
-            int(n)
-            for bounds in lengths.values()
-            if isinstance(bounds, list)
-            for n in bounds
-            if isinstance(n, int | float)
-        ),
-        default=experiment.train.epochs,
-    )
-    epochs = max(experiment.train.epochs, most)
+    parameters, _ = parse(experiment.search.space)
+    lengths = [p for p in parameters if p.path == "train.epochs"]
+    searched = [n for p in lengths for n in (p.high, *p.options) if isinstance(n, int | float)]
+    epochs = int(max(experiment.train.epochs, *searched, 0))
     return experiment.model_copy(update={"train": experiment.train.model_copy(update={"epochs": epochs})}).views

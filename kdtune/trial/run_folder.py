@@ -1,5 +1,6 @@
 """A run's folder: made for a new experiment, taken up again by the same one, never shared with another."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -13,9 +14,10 @@ def claim(experiment: Experiment, suffix: str = "") -> Path:
 
     Raises RunError where the folder holds another experiment (nothing is touched) or cannot be written.
     """
-    folder = Path(experiment.storage).resolve() / f"{experiment.name}{suffix}"
-    kept = folder / "experiment.yaml"
+    folder = Path(experiment.storage) / f"{experiment.name}{suffix}"
     try:
+        folder = folder.resolve()
+        kept = folder / "experiment.yaml"
         if kept.exists():
             _check_same(experiment, kept)
         elif folder.exists() and any(entry.suffix != ".part" for entry in folder.iterdir()):
@@ -25,9 +27,11 @@ def claim(experiment: Experiment, suffix: str = "") -> Path:
             write_text(kept, dump(experiment))
         elif not os.access(folder, os.W_OK):
             raise PermissionError(13, "Permission denied", str(folder))
-    except (PermissionError, NotADirectoryError, FileExistsError, FileNotFoundError) as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: a link that leads to itself
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
         raise RunError(
-            f"cannot write the run folder {folder}: {error.strerror} ({error.filename}). "
+            f"cannot write the run folder {folder}: {getattr(error, 'strerror', None) or error}. "
             f"Set storage to a folder that you can write (--set storage=DIR)"
         ) from error
     return folder

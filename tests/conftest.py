@@ -1,0 +1,96 @@
+"""What several rooms' tests share: a tiny experiment on digits, its materials, and a toy data set made of numbers.
+
+`make_experiment({"train.epochs": 3})` gives the tiny experiment with dotted paths replaced, stored in this test's own
+folder. `materials` are prepared once for the whole session: nothing may be written into their folders.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kdtune.data import Dataset, Images, load_dataset
+from kdtune.experiment import Data, Experiment, parse
+from kdtune.trial import Materials, Silent, prepare
+
+MakeExperiment = Callable[..., Experiment]
+
+CPU = torch.device("cpu")
+
+
+def tiny_experiment(storage: Path, values: Mapping[str, object] | None = None) -> Experiment:
+    """Digits, crops and flips, a teacher of two small layers and a student of one; `values` replaces dotted paths."""
+    short = {"batch_size": 64, "optimizer": "adamw", "learning_rate": 0.02}
+    raw: dict[str, Any] = {
+        "name": "tiny",
+        "data": {"dataset": "digits", "augment": "crop-flip", "crop_padding": 1},
+        "teacher": {"model": "cnn-8-16", "train": {"epochs": 3, **short}},
+        "student": {"model": "cnn-8"},
+        "train": {"epochs": 2, **short},
+        "storage": str(storage),
+    }
+    for path, value in (values or {}).items():
+        *owners, name = path.split(".")
+        here = raw
+        for owner in owners:
+            here = here.setdefault(owner, {})
+        here[name] = value
+    return parse(raw)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Float sums do not depend on how many cores a machine has, and tests share it politely."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def make_experiment(tmp_path: Path) -> MakeExperiment:
+    """`make_experiment({dotted path: value})`: the tiny experiment, stored in this test's folder."""
+    return lambda values=None: tiny_experiment(tmp_path / "runs", values)
+
+
+@pytest.fixture
+def experiment(make_experiment: MakeExperiment) -> Experiment:
+    return make_experiment()
+
+
+@pytest.fixture(scope="session")
+def materials(tmp_path_factory: pytest.TempPathFactory) -> Materials:
+    """Digits, a teacher trained for three epochs and three view columns of its logits. Read only."""
+    return prepare(tiny_experiment(tmp_path_factory.mktemp("session"), {"train.epochs": 3}), CPU, Silent())
+
+
+@pytest.fixture(scope="session")
+def digits() -> Dataset:
+    return load_dataset(Data(dataset="digits"))
+
+
+@pytest.fixture(scope="session")
+def toy() -> Dataset:
+    """66 noisy images [1, 8, 8] of three textures: rows, columns, a chessboard. 50 to fit, 16 to validate."""
+    generator = torch.Generator().manual_seed(7)
+    labels = torch.arange(66) % 3
+    images = torch.randint(0, 120, (66, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    y, x = torch.meshgrid(torch.arange(8), torch.arange(8), indexing="ij")
+    textures = torch.stack([y % 2, x % 2, (y + x) % 2])  # [3, 8, 8]
+    images += (100 * textures[labels]).to(torch.uint8).unsqueeze(1)
+    numbers = torch.arange(66)
+    return Dataset(
+        name="digits",
+        classes=("rows", "columns", "chessboard"),
+        images=images,
+        labels=labels,
+        test=Images(images[:12], labels[:12]),
+        fit=numbers[numbers % 4 != 2],
+        validation=numbers[numbers % 4 == 2],
+        mean=(0.4,),
+        std=(0.25,),
+        fingerprint=hashlib.sha256(images.numpy().tobytes()).hexdigest(),
+    )

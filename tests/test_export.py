@@ -1,0 +1,464 @@
+"""The export against the student it came from and against tampering; the summary against numbers worked out by hand."""
+
+import json
+import os
+import statistics
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+import yaml
+from torch import Tensor, nn
+
+import kdtune
+from kdtune import export as room
+from kdtune.data import Dataset
+from kdtune.errors import ExportError, RunError
+from kdtune.experiment import Experiment, parse
+from kdtune.export import card, export_run, export_student, load_student, run_card
+from kdtune.models import build_model, count_parameters
+from kdtune.records import EpochRecord, TrialRecord
+from kdtune.report import latency_ms, read_summary, summarise, write_summary
+from kdtune.training import evaluate
+from kdtune.trial import Bench, Materials
+from tests.conftest import CPU, MakeExperiment
+
+
+def a_student(seed: int = 0, model: str = "cnn-8") -> nn.Module:
+    """With statistics of its own, as training leaves them."""
+    torch.manual_seed(seed)
+    network = build_model(model, 1, 10)
+    with torch.no_grad():
+        network(torch.rand(64, 1, 8, 8) * 3)
+    return network.eval()
+
+
+@pytest.fixture
+def network() -> nn.Module:
+    return a_student()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, network: nn.Module, experiment: Experiment, digits: Dataset) -> Path:
+    """An export of `network`."""
+    export_student(tmp_path / "student", network, experiment, digits, "card\n")
+    return tmp_path / "student"
+
+
+@torch.inference_mode()
+def logits_of(network: nn.Module, digits: Dataset) -> Tensor:
+    logits: Tensor = network(digits.normalise(digits.test.images))
+    return logits
+
+
+# --- the front door
+
+
+def test_an_exported_student_answers_as_the_student_did_to_uint8_images(
+    folder: Path, network: nn.Module, digits: Dataset
+) -> None:
+    student = kdtune.load_student(folder)
+    assert (student(digits.test.images) - logits_of(network, digits)).abs().max() <= 1e-6
+
+
+def test_an_exported_student_answers_as_the_student_did_to_floats(
+    folder: Path, network: nn.Module, digits: Dataset
+) -> None:
+    student = kdtune.load_student(str(folder))
+    floats = digits.test.images.float() / 255
+    torch.testing.assert_close(student(floats), logits_of(network, digits), rtol=1e-6, atol=1e-6)
+
+
+def test_the_front_door_is_the_exports_own(folder: Path) -> None:
+    assert kdtune.load_student is load_student
+    assert "load_student" in kdtune.__all__
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = kdtune.nothing
+
+
+def test_a_loaded_student_is_frozen_and_knows_its_classes(folder: Path, digits: Dataset) -> None:
+    student = load_student(folder)
+    assert not any(module.training for module in student.modules())
+    assert not any(parameter.requires_grad for parameter in student.parameters())
+    assert student.classes == tuple("0123456789")
+    assert student.image_shape == (1, 8, 8)
+    assert student(digits.test.images[:3]).shape == (3, 10)
+
+
+def test_the_export_of_a_feature_trial_holds_the_bare_student(
+    make_experiment: MakeExperiment, materials: Materials, tmp_path: Path
+) -> None:
+    """No projectors, no prefixes, no hooks."""
+    experiment = make_experiment({"distill.feature_weight": 1, "student.model": "cnn-4-8", "train.epochs": 1})
+    trial = Bench(materials, CPU).start(experiment, seed=0)
+    list(trial.records)
+    export_student(tmp_path / "student", trial.student.network, experiment, materials.dataset, "card")
+    weights = safetensors.torch.load_file(tmp_path / "student" / "student.safetensors")
+    assert weights.keys() == build_model("cnn-4-8", 1, 10).state_dict().keys()
+    assert all(torch.equal(weights[key], t) for key, t in trial.student.network.state_dict().items())
+    dataset = materials.dataset
+    exported = load_student(tmp_path / "student").network
+    mine, theirs = (evaluate(n, dataset, dataset.images, dataset.labels) for n in (exported, trial.student.network))
+    assert (mine.accuracy, mine.loss) == (theirs.accuracy, theirs.loss)
+
+
+# --- what is written
+
+
+def test_config_json_says_what_is_needed_to_use_the_student(folder: Path, network: nn.Module, digits: Dataset) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    assert config["model"] == "cnn-8"
+    assert config["classes"] == list("0123456789")
+    assert config["image_shape"] == [1, 8, 8]
+    assert (config["mean"], config["std"]) == (list(digits.mean), list(digits.std))
+    assert config["parameters"] == count_parameters(network)
+    assert sorted(file.name for file in folder.iterdir()) == ["README.md", "config.json", "student.safetensors"]
+
+
+def test_an_export_gives_the_largest_difference_of_logits(
+    network: nn.Module, experiment: Experiment, digits: Dataset, tmp_path: Path
+) -> None:
+    assert 0 <= export_student(tmp_path / "student", network, experiment, digits, "") <= 1e-6
+
+
+def test_a_second_export_replaces_the_first(folder: Path, experiment: Experiment, digits: Dataset) -> None:
+    other = a_student(1)
+    export_student(folder, other, experiment, digits, "another card\n")
+    assert (load_student(folder)(digits.test.images) - logits_of(other, digits)).abs().max() <= 1e-6
+    assert (folder / "README.md").read_text() == "another card\n"
+    assert [file.name for file in folder.parent.iterdir() if file.name != "runs"] == ["student"]
+
+
+# --- whole or absent
+
+
+def full_disk(*arguments: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def no_folder_renamed(source: Path, target: Path) -> None:
+    if source.is_dir():
+        raise OSError(5, "Input/output error")
+    os.replace(source, target)
+
+
+def other_outputs(student: nn.Module, network: nn.Module, dataset: Dataset) -> float:
+    return 0.5
+
+
+def not_a_number(student: nn.Module, network: nn.Module, dataset: Dataset) -> float:
+    return float("nan")
+
+
+FAILURES: dict[str, list[tuple[Any, str, Any]]] = {  # owner, name, what takes its place
+    "weights not written": [(room, "write_bytes", full_disk)],
+    "card not written": [(room, "write_text", full_disk)],
+    "not read back": [(room, "load_student", full_disk)],
+    "other outputs": [(room, "_largest_difference", other_outputs)],
+    "outputs that are not numbers": [(room, "_largest_difference", not_a_number)],
+    "not renamed": [(Path, "rename", no_folder_renamed), (Path, "replace", no_folder_renamed)],
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_an_export_that_fails_leaves_the_old_one(
+    folder: Path, experiment: Experiment, digits: Dataset, monkeypatch: pytest.MonkeyPatch, failure: str
+) -> None:
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    with monkeypatch.context() as patch:
+        for owner, name, instead in FAILURES[failure]:
+            patch.setattr(owner, name, instead)
+        with pytest.raises((ExportError, OSError)):
+            export_student(folder, a_student(1), experiment, digits, "another card\n")
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    load_student(folder)
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_a_first_export_that_fails_leaves_nothing_that_looks_like_one(
+    tmp_path: Path, experiment: Experiment, digits: Dataset, monkeypatch: pytest.MonkeyPatch, failure: str
+) -> None:
+    with monkeypatch.context() as patch:
+        for owner, name, instead in FAILURES[failure]:
+            patch.setattr(owner, name, instead)
+        with pytest.raises((ExportError, OSError)):
+            export_student(tmp_path / "student", a_student(), experiment, digits, "card\n")
+    assert not (tmp_path / "student").exists()
+    export_student(tmp_path / "student", a_student(), experiment, digits, "card\n")
+    load_student(tmp_path / "student")
+
+
+def test_a_student_that_the_export_does_not_reproduce_is_refused(
+    tmp_path: Path, make_experiment: MakeExperiment, digits: Dataset
+) -> None:
+    """Weights that read back as a slightly other function."""
+
+    class Louder(nn.Module):
+        def __init__(self, network: nn.Module) -> None:
+            super().__init__()
+            self.network = network
+
+        def state_dict(self, *arguments: Any, **named: Any) -> Any:
+            return self.network.state_dict(*arguments, **named)
+
+        def forward(self, images: Tensor) -> Tensor:
+            logits: Tensor = self.network(images)
+            return logits + 1e-4
+
+    with pytest.raises(ExportError, match=r"differs from the student by 1\.\d+e-04, more than 1e-06"):
+        export_student(tmp_path / "student", Louder(a_student()), make_experiment(), digits, "")
+    assert not (tmp_path / "student").exists()
+
+
+def test_a_folder_that_is_no_export_is_never_replaced(tmp_path: Path, experiment: Experiment, digits: Dataset) -> None:
+    """`--to ~/models/mine` must not remove what somebody keeps there, a config.json of another library included."""
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "config.json").write_text('{"model_type": "bert"}')
+    (mine / "model.safetensors").write_bytes(b"months of training")
+    with pytest.raises(ExportError, match="mine"):
+        export_student(mine, a_student(), experiment, digits, "")
+    assert sorted(file.name for file in mine.iterdir()) == ["config.json", "model.safetensors"]
+
+
+# --- damage
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-8])
+
+
+def test_one_other_bit_in_the_weights_is_refused(folder: Path) -> None:
+    flip(folder / "student.safetensors")
+    with pytest.raises(ExportError, match=r"student\.safetensors is not the file that config\.json describes"):
+        load_student(folder)
+
+
+def test_weights_of_another_student_are_refused(folder: Path) -> None:
+    safetensors.torch.save_file(a_student(1).state_dict(), folder / "student.safetensors")
+    with pytest.raises(ExportError, match="fingerprint"):
+        load_student(folder)
+
+
+def test_weights_cut_short_are_refused(folder: Path) -> None:
+    cut(folder / "student.safetensors")
+    with pytest.raises(ExportError, match="is damaged"):
+        load_student(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "student.safetensors"])
+def test_a_missing_file_is_named(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    with pytest.raises(ExportError, match=rf"is no export: .*{name} is missing"):
+        load_student(folder)
+
+
+def test_a_folder_that_is_not_there_and_a_file_are_no_exports(folder: Path, tmp_path: Path) -> None:
+    for path in (tmp_path / "nowhere", folder / "student.safetensors"):
+        with pytest.raises(ExportError, match="is no export"):
+            load_student(path)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "7", "{}"])
+def test_a_config_that_is_none_is_refused(folder: Path, content: str) -> None:
+    (folder / "config.json").write_text(content)
+    with pytest.raises(ExportError, match="student"):
+        load_student(folder)
+
+
+@pytest.mark.parametrize("key", ["format", "model", "fingerprint", "image_shape", "classes", "mean", "std"])
+def test_a_config_without_one_of_its_keys_is_refused(folder: Path, key: str) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    del config[key]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ExportError, match="student"):
+        load_student(folder)
+
+
+@pytest.mark.parametrize(("key", "value"), [("format", 2), ("model", "vit-22b")])
+def test_an_export_of_another_version_is_refused(folder: Path, key: str, value: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, key: value}))
+    with pytest.raises(ExportError, match=rf"{value}.*this version reads format 1"):
+        load_student(folder)
+
+
+# --- a run and its card
+
+
+SUMMARY: Mapping[str, Any] = {
+    "search": {"trials": 8, "epochs_run": 30, "epochs_full": 40, "seconds": 12.5, "stopped_early": 3},
+    "best": {"config": {"distill.alpha.start": 0.75}, "val_accuracy": 0.9125},
+    "results": [
+        {
+            "name": "teacher",
+            "test_accuracy": [0.97],
+            "mean": 0.97,
+            "std": None,
+            "parameters": 12345,
+            "latency_ms": 0.25,
+        },
+        {
+            "name": "best",
+            "test_accuracy": [0.9375, 0.9475],
+            "mean": 0.9425,
+            "std": 0.0088,
+            "parameters": 190,
+            "latency_ms": 0.1,
+        },
+    ],
+}
+
+
+def test_the_cards_header_is_yaml_and_holds_the_accuracy_of_the_exported_weights(
+    experiment: Experiment, digits: Dataset
+) -> None:
+    text = run_card(experiment, digits, SUMMARY)
+    assert text.startswith("---\n")
+    _, header, body = text.split("---\n", 2)
+    meta = yaml.safe_load(header)
+    assert meta["library_name"] == "kdtune"
+    assert meta["pipeline_tag"] == "image-classification"
+    ((result,),) = [model["results"] for model in meta["model-index"]]
+    assert result["dataset"]["name"] == "digits"
+    assert result["metrics"] == [{"type": "accuracy", "value": 0.9375}]  # of the first seed: its weights are here
+    assert "kdtune.load_student" in body
+    assert "| teacher | 0.9700 | 1 | 12,345 | 0.25 |" in body
+    assert "| best | 0.9425 ± 0.0088 | 2 | 190 | 0.10 |" in body
+    assert "`distill.alpha.start`: 0.75" in body
+
+
+def test_the_experiment_in_the_card_can_be_run_again(experiment: Experiment, digits: Dataset) -> None:
+    text = run_card(experiment, digits, SUMMARY)
+    assert parse(yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])) == experiment
+
+
+def test_a_card_without_an_accuracy_claims_none(experiment: Experiment, digits: Dataset) -> None:
+    meta = yaml.safe_load(card(experiment, digits, "").split("---\n")[1])
+    assert "model-index" not in meta
+
+
+def test_a_run_exports_the_weights_of_its_final_stage(
+    experiment: Experiment, digits: Dataset, network: nn.Module, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    (run / "final").mkdir(parents=True)
+    safetensors.torch.save_file(network.state_dict(), run / "final" / "best.safetensors")
+    export_run(run, tmp_path / "out", experiment, digits, SUMMARY)
+    assert (kdtune.load_student(tmp_path / "out")(digits.test.images) - logits_of(network, digits)).abs().max() <= 1e-6
+    assert (tmp_path / "out" / "README.md").read_text() == run_card(experiment, digits, SUMMARY)
+
+
+def test_a_run_without_a_winner_exports_nothing(experiment: Experiment, digits: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"no trained winner yet.*kdtune search"):
+        export_run(tmp_path, tmp_path / "out", experiment, digits, SUMMARY)
+    assert not (tmp_path / "out").exists()
+
+
+# --- the summary
+
+
+def an_epoch(epoch: int, epochs: int, val_accuracy: float) -> EpochRecord:
+    return EpochRecord(epoch, epochs, 1.0, {"cross_entropy": 1.0}, val_accuracy, 1.0, 0.1, 0.5)
+
+
+def a_trial(name: str, accuracies: list[float], epochs: int) -> TrialRecord:
+    said = tuple(an_epoch(k, epochs, accuracy) for k, accuracy in enumerate(accuracies, start=1))
+    return TrialRecord(name, {"distill.alpha.start": 0.5}, said)
+
+
+def a_line(name: str, seed: int, accuracy: float) -> dict[str, Any]:
+    return {"name": name, "seed": seed, "test_accuracy": accuracy, "diverged": False, "epochs": []}
+
+
+@pytest.fixture(scope="session")
+def summary_of(materials: Materials) -> Callable[[Experiment, list[dict[str, Any]]], dict[str, Any]]:
+    best = a_trial("0001", [0.5, 0.75, 0.8], 3)
+    trials = [best, a_trial("0002", [0.4], 3), a_trial("0003", [0.3, 0.2], 2)]
+    return lambda experiment, lines: summarise(experiment, trials, best, lines, materials, 12.34567)
+
+
+SummaryOf = Callable[[Experiment, list[dict[str, Any]]], dict[str, Any]]
+LINES = [a_line("student alone", 2, 0.25), a_line("best", 2, 0.7), a_line("best", 1, 0.5), a_line("best", 3, 0.9)]
+
+
+def test_a_summary_has_exactly_its_keys(experiment: Experiment, summary_of: SummaryOf, tmp_path: Path) -> None:
+    write_summary(tmp_path, summary_of(experiment, LINES))
+    summary = read_summary(tmp_path)
+    assert summary == summary_of_without_latency(summary, summary_of(experiment, LINES))
+    assert summary.keys() == {"search", "best", "results"}
+    assert summary["search"].keys() == {"trials", "epochs_run", "epochs_full", "seconds", "stopped_early"}
+    assert summary["best"].keys() == {"config", "val_accuracy"}
+    for row in summary["results"]:
+        assert row.keys() == {"name", "test_accuracy", "mean", "std", "parameters", "latency_ms"}
+
+
+def summary_of_without_latency(read: Mapping[str, Any], fresh: dict[str, Any]) -> dict[str, Any]:
+    """`fresh` with the latencies of `read`: they are measured anew each time."""
+    for mine, theirs in zip(fresh["results"], read["results"], strict=True):
+        mine["latency_ms"] = theirs["latency_ms"]
+    return fresh
+
+
+def test_a_summary_counts_trials_and_epochs(experiment: Experiment, summary_of: SummaryOf) -> None:
+    summary = summary_of(experiment, LINES)
+    assert summary["search"] == {
+        "trials": 3,
+        "epochs_run": 3 + 1 + 2,
+        "epochs_full": 3 + 3 + 2,
+        "seconds": 12.346,
+        "stopped_early": 1,
+    }
+    assert summary["best"] == {"config": {"distill.alpha.start": 0.5}, "val_accuracy": 0.8}
+
+
+def test_a_summary_has_the_results_in_order_with_their_statistics(
+    experiment: Experiment, summary_of: SummaryOf, materials: Materials
+) -> None:
+    teacher, alone, best = summary_of(experiment, LINES)["results"]
+    assert [teacher["name"], alone["name"], best["name"]] == ["teacher", "student alone", "best"]
+    dataset = materials.dataset
+    on_test = evaluate(materials.teacher.load(CPU), dataset, dataset.test.images, dataset.test.labels)
+    assert teacher["test_accuracy"] == [on_test.accuracy]
+    assert best["test_accuracy"] == [0.5, 0.7, 0.9]  # by seed
+    assert best["mean"] == pytest.approx(0.7)
+    assert best["std"] == pytest.approx(0.2)  # (0.04 + 0 + 0.04) / (3 - 1), its root
+    assert best["std"] == pytest.approx(statistics.stdev([0.5, 0.7, 0.9]))
+    assert teacher["parameters"] == 8 * 9 + 2 * 8 + 16 * 8 * 9 + 2 * 16 + 16 * 10 + 10
+    assert alone["parameters"] == best["parameters"] == 8 * 9 + 2 * 8 + 8 * 10 + 10
+
+
+def test_one_seed_has_no_standard_deviation(experiment: Experiment, summary_of: SummaryOf, tmp_path: Path) -> None:
+    write_summary(tmp_path, summary_of(experiment, LINES))
+    teacher, alone, best = read_summary(tmp_path)["results"]
+    assert (teacher["std"], alone["std"]) == (None, None)
+    assert alone["mean"] == 0.25
+    assert best["std"] is not None
+    assert '"std": null' in (tmp_path / "summary.json").read_text()
+
+
+def test_latency_is_a_positive_number_of_milliseconds_and_leaves_the_threads_alone(network: nn.Module) -> None:
+    torch.set_num_threads(2)
+    try:
+        assert 0 < latency_ms(network, (1, 8, 8)) < 1000
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_every_result_has_a_latency(experiment: Experiment, summary_of: SummaryOf) -> None:
+    assert all(row["latency_ms"] > 0 for row in summary_of(experiment, LINES)["results"])
+
+
+def test_a_run_without_a_summary_says_that_it_has_not_finished(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="has not finished"):
+        read_summary(tmp_path)
