@@ -20,7 +20,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms.functional import normalize, pil_to_tensor
 
 from kdtune.data import Dataset, Images, augment, batches, load_dataset, steps_an_epoch
-from kdtune.data.datasets import split
+from kdtune.data.datasets import _decode, split
 from kdtune.data.views import GOLDEN, _mix, random_integers
 from kdtune.errors import DataError
 from kdtune.experiment import Data
@@ -479,3 +479,11 @@ def test_a_last_batch_of_one_image_is_left_out(noisy: Dataset) -> None:
 def test_steps_an_epoch_counts_the_batches(count: int, size: int) -> None:
     images = torch.zeros(count, 3, 1, 1, dtype=torch.uint8)
     assert len(epoch_of(dataset_of(images, torch.zeros(count, dtype=torch.int64)), size)) == steps_an_epoch(count, size)
+
+
+def test_a_grey_image_of_16_bits_keeps_its_greys(tmp_path: Path) -> None:
+    """PIL's own conversion to RGB clips everything above 255 of 65,535 to white."""
+    ramp = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
+    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    decoded = _decode(tmp_path / "ramp.png", 8)
+    assert torch.equal(decoded[0], torch.from_numpy((ramp >> 8).astype(np.uint8)))

@@ -29,13 +29,14 @@ app.command("export")(export.export)
 app.command("list")(listing.list_known)
 app.command("schema")(schema.schema)
 
+ELSEWHERE = "Check its permissions, or set storage to a folder that you can write (--set storage=DIR)"
 # What the operating system refuses and a user can mend; any other OSError is a bug and shows its traceback.
 MENDABLE = {
     errno.ENOSPC: "Free some space",
     errno.EDQUOT: "Free some of your quota",
-    errno.EACCES: "Set storage to a folder that you can write (--set storage=DIR)",
-    errno.EPERM: "Set storage to a folder that you can write (--set storage=DIR)",
-    errno.EROFS: "Set storage to a folder that you can write (--set storage=DIR)",
+    errno.EACCES: ELSEWHERE,
+    errno.EPERM: ELSEWHERE,
+    errno.EROFS: ELSEWHERE,
 }
 
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -38,7 +37,8 @@ class Lines:
         self._reported: set[str] = set()
 
     def say(self, text: str) -> None:
-        self.console.print(f"[dim]{time.monotonic() - self.began:6.1f} s[/dim]  {text}")
+        # not as markup: paths and class names may hold brackets
+        self.console.print(Text(f"{time.monotonic() - self.began:6.1f} s  ", "dim").append(text, "not dim"))
 
     def dataset_ready(self, dataset: Dataset) -> None:
         channels, height, width = dataset.shape
@@ -58,7 +58,7 @@ class Lines:
     def teacher_ready(self, teacher: Teacher, dataset: Dataset) -> None:
         origin = "" if teacher.trained_here else " (brought along: it may have seen the validation images)"
         self.say(
-            f"teacher   {teacher.model}: [bold]{teacher.val_accuracy:.2%}[/bold] of {len(dataset.validation)} "
+            f"teacher   {teacher.model}: {teacher.val_accuracy:.2%} of {len(dataset.validation)} "
             f"validation images{origin}"
         )
 
@@ -100,7 +100,7 @@ class Lines:
 
     def say_failure(self, row: "Row") -> None:
         if row.error:
-            self.say(f"trial {row.trial} failed: {escape(row.error)}")
+            self.say(f"trial {row.trial} failed: {row.error}")
 
     def final_progress(self, done: int, total: int) -> None:
         self.say(f"final     {done} of {total} runs")
@@ -193,7 +193,7 @@ def board_table(board: "Board") -> RenderableType:
         best = board.best is not None and row.trial == board.best.trial
         accuracy = Text(f"{row.val_accuracy:.2%}" if row.epoch else "", "bold green" if best else "")
         status = Text(row.status, STYLES[row.status])
-        table.add_row(row.trial, status, f"{row.epoch}/{board.epochs}", accuracy, short_config(row.config))
+        table.add_row(row.trial, status, f"{row.epoch}/{board.epochs}", accuracy, Text(short_config(row.config)))
     return Group(_bar(headline(board), board.ended, board.trials), table)
 
 

@@ -1,7 +1,5 @@
 """`kdtune search [FILE]`: the whole way from an experiment file to an exported student."""
 
-import typer
-
 from kdtune.cli.options import File, Overrides, read, resumable
 
 
@@ -19,13 +17,13 @@ def search(file: File = None, overrides: Overrides = None) -> None:
     with resumable(), watcher() as watch:
         folder = run_search(experiment, watch)
     summary = read_summary(folder)
-    watch.console.print(results_table(summary))
-    watch.console.print(verdict(summary))
     found = summary["search"]
-    watch.console.print(
+    watch.console.print(results_table(summary))
+    for line in (
+        verdict(summary),
         f"Found by {found['trials']} trials, {found['epochs_run']} of {found['epochs_full']} epochs, in "
-        f"{found['seconds']:.1f} s: {short_config(summary['best']['config'])}"
-    )
-    watch.console.print(f"Student: {folder / 'student'}   Run: {folder}")
-    if any("note" in row for row in summary["results"]):
-        typer.echo("The teacher was brought along: it may have been trained on validation images.")
+        f"{found['seconds']:.1f} s: {short_config(summary['best']['config'])}",
+        f"Student: {folder / 'student'}   Run: {folder}",
+        *(f"The {row['name']} was {row['note']}." for row in summary["results"] if "note" in row),
+    ):
+        watch.console.print(line, markup=False)

@@ -52,6 +52,6 @@ def train(file: File = None, overrides: Overrides = None) -> None:
             card(experiment, materials.dataset, body=f"\nValidation accuracy {last.val_accuracy:.4f}.\n"),
         )
         watch.say(
-            f"student   {experiment.student.model}: [bold]{last.val_accuracy:.2%}[/bold] of "
+            f"student   {experiment.student.model}: {last.val_accuracy:.2%} of "
             f"{len(materials.dataset.validation)} validation images, exported to {folder / 'student'}"
         )

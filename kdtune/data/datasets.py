@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -230,7 +231,10 @@ def _decode(file: Path, size: int) -> Tensor:
     from torchvision.transforms.functional import pil_to_tensor
 
     try:
-        with Image.open(file) as image:
+        with Image.open(file) as opened:
+            image: Image.Image = opened
+            if image.mode.startswith("I;16"):  # PIL's own conversion clips 16 bits to white
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             square = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BILINEAR)
             pixels: Tensor = pil_to_tensor(square)
             return pixels

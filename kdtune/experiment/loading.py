@@ -69,12 +69,20 @@ def read_yaml(path: Path) -> dict[str, Any]:
             + ("but the file is empty" if raw is None else f"but it holds a {type(raw).__name__}")
         )
     try:
-        too_many = _unfolded(raw, {}) > MOST_VALUES
+        _check_size(raw)
+    except ValueError as error:
+        raise refuse(str(error)) from None
+    return raw
+
+
+def _check_size(value: object) -> None:
+    """Raises ValueError where aliases make a document larger than any memory."""
+    try:
+        too_many = _unfolded(value, {}) > MOST_VALUES
     except RecursionError:
         too_many = True
     if too_many:
-        raise refuse(f"unfolds to more than {MOST_VALUES:,} values, or contains itself; check its anchors (&, *)")
-    return raw
+        raise ValueError(f"unfolds to more than {MOST_VALUES:,} values, or contains itself; check its anchors (&, *)")
 
 
 def _unfolded(value: object, sizes: dict[int, int]) -> int:
@@ -125,6 +133,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
     # a searched path holds dots itself: --set search.space.distill.alpha.start={uniform: [0.5, 1]}
     if parts[:2] == ["search", "space"] and len(parts) > 2:
         parts = ["search", "space", ".".join(parts[2:])]
+    _check_size(value)
     here = raw
     for part in parts[:-1]:
         inner = here.get(part)
@@ -190,7 +199,7 @@ def with_values(experiment: Experiment, values: Mapping[str, Any]) -> Experiment
     """The experiment with sampled `{path: value}` in place. Raises ExperimentError where a value does not fit."""
     raw = plain(experiment)
     schedules: dict[str, dict[str, Any]] = {}
-    for path, value in sorted(values.items(), key=lambda item: item[0].count(".")):
+    for path, value in values.items():
         *owners, name = path.split(".")
         here = raw
         for owner in owners[:-1]:

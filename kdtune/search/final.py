@@ -18,7 +18,7 @@ from kdtune.errors import RunError
 from kdtune.experiment import Experiment, textbook
 from kdtune.records import append_line, mend, read_lines, write_bytes
 from kdtune.search.session import Slots
-from kdtune.training import default_device, evaluate
+from kdtune.training import evaluate
 from kdtune.trial import Bench, Materials
 
 ALONE, TEXTBOOK_KD, BEST = "student alone", "textbook KD", "best"
@@ -35,9 +35,9 @@ class Job:
 class FinalWorker:
     """An actor that trains one student after another and reads the test set once for each."""
 
-    def __init__(self, materials: Materials, threads: int) -> None:
+    def __init__(self, materials: Materials, device: torch.device, threads: int) -> None:
         torch.set_num_threads(threads)
-        self.bench = Bench(materials, default_device())
+        self.bench = Bench(materials, device)
 
     def run(self, job: Job, weights: str | None) -> dict[str, Any]:
         trial = self.bench.start(job.experiment, seed=job.seed, alone=job.name == ALONE, whole=True)
@@ -85,7 +85,7 @@ def run_final(
         return lines
     worker: Any = ray.remote(num_cpus=slots.cpus, num_gpus=slots.gpus)(FinalWorker)
     shared = ray.put(materials)
-    idle = [worker.remote(shared, slots.threads) for _ in range(min(slots.concurrent, len(waiting)))]
+    idle = [worker.remote(shared, slots.device, slots.threads) for _ in range(min(slots.concurrent, len(waiting)))]
     busy: dict[Any, Any] = {}  # a result's reference -> its actor; both are untyped
     while waiting or busy:
         while waiting and idle:

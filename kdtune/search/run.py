@@ -99,7 +99,9 @@ def _run_trials(folder: Path, experiment: Experiment, materials: Materials, slot
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         analysis = tune.run(
-            tune.with_parameters(StudentTrial, experiment=experiment, materials=materials, threads=slots.threads),
+            tune.with_parameters(
+                StudentTrial, experiment=experiment, materials=materials, device=slots.device, threads=slots.threads
+            ),
             name="ray",
             storage_path=str(folder),
             resume_config=again if begun else None,

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import ray
+import torch
 
 from kdtune.errors import RunError
 from kdtune.experiment import Resources
@@ -21,7 +22,6 @@ ENVIRONMENT = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
 
@@ -36,6 +36,11 @@ class Slots:
     @property
     def request(self) -> dict[str, float]:
         return {"cpu": self.cpus, "gpu": self.gpus}
+
+    @property
+    def device(self) -> torch.device:
+        """Asked for, not found: a trial without a GPU must not creep onto one that others have asked for."""
+        return torch.device("cuda" if self.gpus else "cpu")
 
     @property
     def threads(self) -> int:

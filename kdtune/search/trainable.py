@@ -14,7 +14,6 @@ from ray.tune.result import SHOULD_CHECKPOINT
 
 from kdtune.experiment import Experiment, with_values
 from kdtune.experiment.space import active, parse
-from kdtune.training import default_device
 from kdtune.trial import Bench, Materials
 
 SAVE_EVERY_S = 30.0
@@ -24,12 +23,12 @@ class StudentTrial(tune.Trainable):
     """config is a flat sample of the space; results hold `val_accuracy`, `epoch` and the `record`."""
 
     def setup(  # type: ignore[override]  # with_parameters adds the other arguments
-        self, config: dict[str, Any], experiment: Experiment, materials: Materials, threads: int
+        self, config: dict[str, Any], experiment: Experiment, materials: Materials, device: torch.device, threads: int
     ) -> None:
         torch.set_num_threads(threads)
         self.experiment = experiment
         self.parameters, _ = parse(experiment.search.space)
-        self.bench = Bench(materials, default_device())
+        self.bench = Bench(materials, device)
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
