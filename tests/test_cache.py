@@ -409,6 +409,10 @@ def test_more_views_keep_the_columns_that_are_there(bench: Bench) -> None:
 def test_fewer_views_leave_the_others_alone(bench: Bench) -> None:
     bench.build(3)
     assert bench.build(1).manifest.views == 3
+    flip_a_byte(bench.path(2))
+    mended = bench.build(1, recheck=True)
+    assert mended.manifest.views == 3
+    assert mended.bad_columns() == []
 
 
 @pytest.mark.parametrize("damage", [truncate, Path.unlink], ids=["truncated", "missing"])

@@ -109,8 +109,15 @@ def test_the_live_teacher_answers_to_the_images_that_the_student_sees(
     images = torch.randn(4, 1, 8, 8)
     logits, features = live(teacher)(Batch(images, torch.zeros(4), torch.arange(4), column=0))
     assert torch.equal(logits, materials.teacher.load(CPU)(images))
-    assert not logits.requires_grad
     assert [tuple(feature.shape) for feature in features] == [(4, 16, 4, 4)]
+
+
+def test_the_live_teachers_answers_carry_no_gradient_even_if_its_weights_would(
+    three_epochs: Experiment, materials: Materials
+) -> None:
+    teacher = tap_teacher(three_epochs, materials.teacher.load(CPU).requires_grad_())
+    logits, features = live(teacher)(Batch(torch.randn(4, 1, 8, 8), torch.zeros(4), torch.arange(4), column=0))
+    assert not any(answer.requires_grad for answer in (logits, *features))
 
 
 # --- terms and records

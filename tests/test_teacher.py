@@ -15,8 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdtune import teacher as room
-from kdtune.data import Dataset
+from kdtune import training
+from kdtune.data import Dataset, augment, batches
 from kdtune.errors import TeacherError
+from kdtune.experiment import Data
 from kdtune.models import build_model
 from kdtune.records import EpochRecord
 from kdtune.teacher import Teacher, fingerprint, fit_weights, locate, obtain, read_weights
@@ -62,6 +64,29 @@ def test_a_teacher_trained_here_never_sees_the_validation_images(
     other = obtain(make_experiment({**values, "storage": str(tmp_path / "elsewhere")}), others, CPU, nobody)
     assert other.folder != one.folder
     assert same(other.load(CPU).state_dict(), one.load(CPU).state_dict())
+
+
+def test_a_teacher_is_trained_on_other_views_than_those_that_its_students_see(
+    make_experiment: MakeExperiment, toy: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its answers to images that it has learned by heart would say little."""
+    seeds: set[int] = set()
+
+    def watched(dataset: Dataset, config: Data, indices: Tensor, **named: Any) -> Any:
+        seeds.add(config.view_seed)
+        return batches(dataset, config, indices, **named)
+
+    monkeypatch.setattr(training, "batches", watched)
+    experiment = make_experiment({"teacher.train.epochs": 20, "teacher.train.batch_size": 16})
+    obtain(experiment, toy, CPU, nobody)
+    (seed,) = seeds
+    rows = torch.arange(66)
+    for column in range(3):
+        its, theirs = (
+            augment(toy.images, rows, column, experiment.data.model_copy(update={"view_seed": s}))
+            for s in (seed, experiment.data.view_seed)
+        )
+        assert not torch.equal(its, theirs)
 
 
 def test_a_teacher_trained_here_says_what_it_is(materials: Materials) -> None:
