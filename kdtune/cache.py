@@ -4,18 +4,16 @@ Column `v` is one Arrow IPC file, `fixed_size_list<float16>[C]` with N rows in d
 logits for image `i` under view `(view_seed, v, i)`. `manifest.json` is written last. A cache belongs to one
 (dataset, teacher, augmentation, view_seed), its `Identity`; anything else is refused by the name of the field.
 
-    cache = build(folder, identity, views, teacher, dataset, data_config, progress)
+    cache = build(folder, identity, views, teacher, dataset, data_config, network, progress)
     cache.teacher_logits(view=3, indices=batch.indices)      # [B, C] float32, on the device of the indices
 """
 
-import fcntl
 import hashlib
 import json
 import platform
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,11 +27,11 @@ from torch import Tensor, nn
 from kdtune.data import Dataset, augment
 from kdtune.errors import CacheError
 from kdtune.experiment import Data
-from kdtune.records import write_bytes, write_text
+from kdtune.records import locked, write_bytes, write_text
 from kdtune.teacher import Teacher
+from kdtune.training import evaluation_batch
 
 FORMAT = 1
-BUILD_BATCH = 1024
 SAMPLED_ROWS = 64
 TOLERANCE = 2e-2  # of the larger of 1 and the logit: far above float16's 5e-4 and devices' differences
 
@@ -189,7 +187,7 @@ def build(
     after each column. One process builds at a time; a second one waits and then finds the work done.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    with locked(folder / "lock"):
         manifest = read_manifest(folder)
         if manifest is not None and manifest.identity != identity:
             raise CacheError(
@@ -235,7 +233,8 @@ def answer(network: nn.Module, dataset: Dataset, data: Data, view: int, indices:
 
 def _write_column(path: Path, network: nn.Module, dataset: Dataset, data: Data, view: int) -> str:
     rows = torch.arange(len(dataset.labels), device=dataset.labels.device)
-    logits = torch.cat([answer(network, dataset, data, view, chunk).half() for chunk in torch.split(rows, BUILD_BATCH)])
+    chunks = torch.split(rows, evaluation_batch(dataset))
+    logits = torch.cat([answer(network, dataset, data, view, chunk).half() for chunk in chunks])
     if not logits.isfinite().all():
         raise CacheError("the teacher's logits do not fit float16 (above 65504 or not finite); check the teacher")
     values: npt.NDArray[np.float16] = logits.cpu().numpy()  # [N, C]
@@ -292,10 +291,3 @@ def _check_disk(folder: Path, identity: Identity, columns: int) -> None:
 
 def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), "torch": torch.__version__, "pyarrow": pa.__version__}
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    with (folder / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

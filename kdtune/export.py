@@ -11,6 +11,7 @@
 An export counts only after it has been read back and given the same outputs as the student on real images.
 """
 
+import copy
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -91,10 +92,16 @@ def load_student(path: str | Path) -> ExportedStudent:
         )
     if fingerprint(config["model"], weights) != config["fingerprint"]:
         raise ExportError(f"{folder}: student.safetensors is not the file that config.json describes (fingerprint)")
-    shape = tuple(config["image_shape"])
-    network = build_model(config["model"], shape[0], len(config["classes"]))
-    network.load_state_dict(weights)
-    student = ExportedStudent(network, config["classes"], shape, config["mean"], config["std"])
+    try:
+        channels, height, width = config["image_shape"]
+        if not len(config["mean"]) == len(config["std"]) == channels:
+            raise ValueError(f"mean and std are not of {channels} channels")
+        network = build_model(config["model"], channels, len(config["classes"]))
+        network.load_state_dict(weights)
+        shape = (channels, height, width)
+        student = ExportedStudent(network, config["classes"], shape, config["mean"], config["std"])
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ExportError(f"{folder} is damaged: config.json and student.safetensors do not fit: {error}") from error
     return student.eval().requires_grad_(requires_grad=False)
 
 
@@ -123,7 +130,8 @@ def export_student(folder: Path, network: nn.Module, experiment: Experiment, dat
     write_bytes(part / "student.safetensors", safetensors.torch.save(weights))
     write_text(part / "README.md", card)
     write_text(part / "config.json", json.dumps(config, indent=2))
-    difference = _largest_difference(load_student(part), network, dataset)
+    # on the CPU: another device rounds differently, which is not the export's doing
+    difference = _largest_difference(load_student(part), copy.deepcopy(network).cpu().eval(), dataset)
     if not difference <= TOLERANCE:
         raise ExportError(
             f"the export differs from the student by {difference:.2e}, more than {TOLERANCE:.0e}; it was left in {part}"
@@ -158,10 +166,8 @@ def _take_the_place_of(folder: Path, new: Path) -> None:
 @torch.inference_mode()
 def _largest_difference(student: ExportedStudent, network: nn.Module, dataset: Dataset) -> float:
     """Largest difference of logits over real training images."""
-    network = network.eval()
-    device = next(network.parameters()).device
     images = dataset.images[:CHECKED_IMAGES]
-    theirs = network(dataset.normalise(images).to(device)).cpu()
+    theirs = network(dataset.normalise(images).cpu())
     difference: Tensor = (student(images.cpu()) - theirs).abs().max()
     return difference.item()
 

@@ -9,6 +9,7 @@ by a crash is dropped on reading. A trial that goes back to an epoch (it was res
 that epoch and later ones.
 """
 
+import fcntl
 import json
 import math
 import os
@@ -20,10 +21,13 @@ from typing import Any
 
 from kdtune.errors import RunError
 
+# Rows of the results table, and who a run of the final stage is for.
+TEACHER, ALONE, TEXTBOOK_KD, BEST = "teacher", "student alone", "textbook KD", "best"
+
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """One epoch of one student (or teacher). Accuracies are fractions, losses are means over images."""
+    """One epoch of one student (or teacher). Accuracies are fractions, losses are means over steps."""
 
     epoch: int  # 1-based: how many epochs this run has behind it
     epochs: int  # planned
@@ -148,6 +152,14 @@ def write_bytes(path: Path, content: bytes) -> None:
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Holds the lock file `path`, which goes with the process. Raises BlockingIOError if another has it, or waits."""
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
 
 
 @contextmanager

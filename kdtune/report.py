@@ -20,11 +20,11 @@ from torch import nn
 from kdtune.errors import RunError
 from kdtune.experiment import Experiment
 from kdtune.models import build_model, count_parameters
-from kdtune.records import TrialRecord, write_text
+from kdtune.records import ALONE, BEST, TEACHER, TEXTBOOK_KD, TrialRecord, write_text
 from kdtune.training import default_device, evaluate
 from kdtune.trial import Materials
 
-ORDER = ("student alone", "textbook KD", "best")  # of the results, after the teacher
+ORDER = (ALONE, TEXTBOOK_KD, BEST)  # of the results, after the teacher
 LATENCY_RUNS, LATENCY_WARMUP = 100, 20
 
 
@@ -32,36 +32,35 @@ def summarise(
     experiment: Experiment,
     trials: Sequence[TrialRecord],
     best: TrialRecord,
+    outcome: Mapping[str, Any],
     lines: Sequence[Mapping[str, Any]],
     materials: Materials,
-    seconds: float,
 ) -> dict[str, Any]:
     """The summary of a run whose final stage is complete; reads the test set once for the teacher.
 
-    `lines` are those of final.jsonl.
+    `outcome` holds trials, stopped_early and seconds of the search, `lines` are those of final.jsonl.
     """
     device = default_device()
     dataset = materials.dataset.to(device)
     teacher = materials.teacher.load(device)
     on_test = evaluate(teacher, dataset, dataset.test.images, dataset.test.labels)
-    row = _result("teacher", [on_test.accuracy], teacher, dataset.shape)
+    row = _result(TEACHER, [on_test.accuracy], _cost(teacher, dataset.shape))
     if not materials.teacher.trained_here:
         row["note"] = "brought along: it may have been trained on validation images"
     student = build_model(experiment.student.model, dataset.shape[0], len(dataset.classes)).to(device).eval()
+    cost = _cost(student, dataset.shape)  # measured once: all students are one architecture
     results = [row]
     for name in ORDER:
-        accuracies = [
-            line["test_accuracy"] for line in sorted(lines, key=lambda line: line["seed"]) if line["name"] == name
-        ]
-        if accuracies:
-            results.append(_result(name, accuracies, student, dataset.shape))
+        by_seed = {line["seed"]: line["test_accuracy"] for line in lines if line["name"] == name}
+        if by_seed:
+            results.append(_result(name, [by_seed[seed] for seed in sorted(by_seed)], cost))
     return {
         "search": {
-            "trials": len(trials),
+            "trials": outcome["trials"],
             "epochs_run": sum(len(trial.epochs) for trial in trials),
             "epochs_full": sum(trial.epochs[-1].epochs for trial in trials),
-            "seconds": round(seconds, 3),
-            "stopped_early": sum(not trial.complete for trial in trials),
+            "seconds": outcome["seconds"],
+            "stopped_early": outcome["stopped_early"],
         },
         "best": {"config": dict(best.config), "val_accuracy": best.val_accuracy},
         "results": results,
@@ -83,20 +82,23 @@ def read_summary(folder: Path) -> dict[str, Any]:
     return summary
 
 
-def _result(name: str, accuracies: Sequence[float], network: nn.Module, shape: tuple[int, int, int]) -> dict[str, Any]:
+def _result(name: str, accuracies: Sequence[float], cost: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "name": name,
         "test_accuracy": list(accuracies),
         "mean": statistics.fmean(accuracies),
         "std": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
-        "parameters": count_parameters(network),
-        "latency_ms": round(latency_ms(network, shape), 4),
+        **cost,
     }
+
+
+def _cost(network: nn.Module, shape: tuple[int, int, int]) -> dict[str, Any]:
+    return {"parameters": count_parameters(network), "latency_ms": round(latency_ms(network, shape), 4)}
 
 
 @torch.inference_mode()
 def latency_ms(network: nn.Module, shape: tuple[int, int, int]) -> float:
-    """Median milliseconds for one image (C, H, W), batch 1, float32, one thread on a CPU, after a warm-up."""
+    """Median milliseconds for one image (C, H, W), batch 1, float32, where the network lies; one thread on a CPU."""
     device = next(network.parameters()).device
     image = torch.zeros((1, *shape), device=device)
     threads = torch.get_num_threads()

@@ -24,8 +24,8 @@ from kdtune.data import Dataset
 from kdtune.errors import TeacherError
 from kdtune.experiment import Experiment
 from kdtune.models import build_model
-from kdtune.records import EpochRecord, write_bytes, write_text
-from kdtune.training import CrossEntropy, evaluate, new_state, train
+from kdtune.records import EpochRecord, locked, write_bytes, write_text
+from kdtune.training import CrossEntropy, evaluate, load_state, new_state, save_state, train
 
 NESTED_UNDER = ("state_dict", "model", "model_state_dict", "net")
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # DDP and DataParallel; torch.compile
@@ -61,8 +61,13 @@ class Teacher:
 
     def load(self, device: torch.device) -> nn.Module:
         """The network in eval mode, its parameters frozen."""
+        weights = safetensors.torch.load_file(Path(self.folder) / "teacher.safetensors")
+        if fingerprint(self.model, weights) != self.fingerprint:
+            raise TeacherError(
+                f"{self.folder}: teacher.safetensors is not what teacher.json describes; remove the folder"
+            )
         network = build_model(self.model, self.channels, self.classes)
-        network.load_state_dict(safetensors.torch.load_file(Path(self.folder) / "teacher.safetensors"))
+        network.load_state_dict(weights)
         return network.to(device).eval().requires_grad_(requires_grad=False)
 
 
@@ -77,7 +82,9 @@ def obtain(
         teacher = _bring_along(experiment, dataset, device)
     else:
         folder = _store(experiment) / _recipe(experiment, dataset)
-        teacher = find(folder) or _train(experiment, dataset, device, folder, on_epoch)
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder / "lock"):  # a second search waits for the first to train the teacher that they share
+            teacher = find(folder) or _train(experiment, dataset, device, folder, on_epoch)
     _check_it_has_learned(teacher, dataset)
     return teacher
 
@@ -137,10 +144,9 @@ def _train(
     torch.manual_seed(config.seed)
     network = build_model(config.model, dataset.shape[0], len(dataset.classes))
     state = new_state(network, config.train, device)
-    folder.mkdir(parents=True, exist_ok=True)
     unfinished = folder / "training.pt"
     if unfinished.exists():
-        state.load_state_dict(torch.load(unfinished, map_location=device, weights_only=True))
+        state.load_state_dict(load_state(unfinished, device))
     views = experiment.data.model_copy(update={"view_seed": experiment.data.view_seed + OWN_VIEWS})
     saved = time.monotonic()
     for record in train(
@@ -161,9 +167,7 @@ def _train(
                 f"({config.train.learning_rate})"
             )
         if not record.last and time.monotonic() - saved > SAVE_EVERY_S:
-            partial = unfinished.with_suffix(".part")
-            torch.save(state.state_dict(), partial)
-            partial.replace(unfinished)
+            save_state(unfinished, state.state_dict())
             saved = time.monotonic()
     teacher = _keep(network, config.model, dataset, folder, trained_here=True)
     unfinished.unlink(missing_ok=True)
@@ -174,7 +178,8 @@ def _bring_along(experiment: Experiment, dataset: Dataset, device: torch.device)
     network = _read_network(experiment, dataset)
     folder = _store(experiment) / _task(experiment, dataset, network)
     folder.mkdir(parents=True, exist_ok=True)
-    return find(folder) or _keep(network.to(device), experiment.teacher.model, dataset, folder, trained_here=False)
+    with locked(folder / "lock"):
+        return find(folder) or _keep(network.to(device), experiment.teacher.model, dataset, folder, trained_here=False)
 
 
 def _read_network(experiment: Experiment, dataset: Dataset) -> nn.Module:
@@ -224,14 +229,15 @@ def _keep(network: nn.Module, name: str, dataset: Dataset, folder: Path, *, trai
 
 
 def _check_it_has_learned(teacher: Teacher, dataset: Dataset) -> None:
-    """Three standard errors above always answering the most frequent class is the least a teacher must show."""
+    """Two standard errors above always answering the most frequent class is the least a teacher must show."""
     counts = torch.bincount(dataset.labels[dataset.validation])
     chance = (counts.max() / counts.sum()).item()
-    least = chance + 3 * (chance * (1 - chance) / int(counts.sum())) ** 0.5
+    least = chance + 2 * (chance * (1 - chance) / int(counts.sum())) ** 0.5
     if teacher.val_accuracy <= min(least, 1.0 - 1e-9):
         raise TeacherError(
             f"the teacher ({teacher.model}) is right on {teacher.val_accuracy:.1%} of {int(counts.sum())} validation "
-            f"images, which is no better than chance ({chance:.1%}). "
+            f"images, which is no better than chance: {chance:.1%} are of the most frequent class, up to "
+            f"{least:.1%} may be luck. "
             + (
                 "Train it longer or with another learning rate (teacher.train)."
                 if teacher.trained_here

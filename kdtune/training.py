@@ -4,15 +4,18 @@
 `TrainingState` that was passed in can be saved and later resumed: order, augmentation, dropout and learning rate
 are functions of `(seed, epoch)`, so a resumed run continues as if it had never stopped.
 
-    state = TrainingState(learner, optimizer_for(learner, config))
-    for record in train(state, objective, dataset, data_config, config, dataset.fit, seed=0): ...
+    state = new_state(learner, config, device)
+    for record in train(state, CrossEntropy(), dataset, data_config, config, dataset.fit,
+                        seed=0, views=config.epochs, validate=True): ...
 """
 
+import io
 import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -21,9 +24,9 @@ from torch import Tensor, nn
 
 from kdtune.data import Batch, Dataset, batches, steps_an_epoch
 from kdtune.experiment import Data, Train
-from kdtune.records import EpochRecord
+from kdtune.records import EpochRecord, write_bytes
 
-EVALUATION_BATCH = 1024
+EVALUATION_BATCH = 1024  # images of 32 x 32, see `evaluation_batch`
 
 
 class Objective(Protocol):
@@ -68,6 +71,19 @@ class TrainingState:
         self.optimizer.load_state_dict(saved["optimizer"])
         self.scaler.load_state_dict(saved["scaler"])
         self.epoch = saved["epoch"]
+
+
+def save_state(path: Path, content: Mapping[str, Any]) -> None:
+    """`torch.save`, whole or absent; `load_state` reads it. `Any`: tensors and plain values."""
+    buffer = io.BytesIO()
+    torch.save(dict(content), buffer)
+    write_bytes(path, buffer.getvalue())
+
+
+def load_state(path: Path, device: torch.device) -> dict[str, Any]:
+    """What `save_state` wrote."""
+    content: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    return content
 
 
 @dataclass(frozen=True)
@@ -141,7 +157,8 @@ def train(
 ) -> Iterator[EpochRecord]:
     """Trains `state.learner` on the training images `indices` from epoch `state.epoch` on, a record an epoch.
 
-    Ends early after an epoch whose loss is not finite. Nothing in a step waits for the device.
+    Ends early after an epoch whose loss is not finite. Nothing in a step waits for the device, but for float16, whose
+    GradScaler looks for overflows.
     """
     device = dataset.images.device
     dtype = precision_of(config, device)
@@ -192,6 +209,12 @@ def train(
             return
 
 
+def evaluation_batch(dataset: Dataset) -> int:
+    """Images that are evaluated at once: as many pixels as `EVALUATION_BATCH` images of 32 x 32, at least one image."""
+    _, height, width = dataset.shape
+    return max(1, EVALUATION_BATCH * min(1024, height * width) // (height * width))
+
+
 @torch.inference_mode()
 def evaluate(
     model: nn.Module,
@@ -205,7 +228,7 @@ def evaluate(
     model.eval()
     everything = torch.arange(len(labels), device=labels.device) if indices is None else indices
     predictions, losses = [], []
-    for chosen in torch.split(everything, EVALUATION_BATCH):
+    for chosen in torch.split(everything, evaluation_batch(dataset)):
         with autocast(dtype, images.device):
             outputs = model(dataset.normalise(images[chosen]))
         logits = (outputs[0] if isinstance(outputs, tuple) else outputs).float()  # [B, C]

@@ -249,7 +249,7 @@ def test_a_search_leaves_a_run_folder_of_another_experiment_alone(
     tmp_path: Path, refused: Refused, no_search: None
 ) -> None:
     path = write(tmp_path, search={"trials": 3, "space": {"distill.alpha": {"uniform": [0.1, 0.9]}}})
-    claim(load(path))
+    (claim(load(path)) / "trials.jsonl").write_text("")
     before = everything_in(tmp_path)
     assert "search.trials: 4 against 3" in refused("search", path, "--set", "search.trials=4")
     assert everything_in(tmp_path) == before
@@ -266,7 +266,9 @@ def test_a_folder_that_is_no_run_is_left_as_it_is(tmp_path: Path, refused: Refus
 
 def test_a_run_folder_whose_experiment_cannot_be_read_is_left_as_it_is(tmp_path: Path, refused: Refused) -> None:
     path = write(tmp_path)
-    (claim(load(path), "-train") / "experiment.yaml").write_text("name: tiny\nfuture: 1\n")
+    folder = claim(load(path), "-train")
+    (folder / "experiment.yaml").write_text("name: tiny\nfuture: 1\n")
+    (folder / "trials.jsonl").write_text("")
     before = everything_in(tmp_path)
     assert "holds an experiment that this version cannot read" in refused("train", path)
     assert everything_in(tmp_path) == before

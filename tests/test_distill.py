@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kdtune.cache import BUILD_BATCH, answer, open_cache
+from kdtune.cache import answer, open_cache
 from kdtune.data import Batch
 from kdtune.distill import (
     Student,
@@ -25,6 +25,7 @@ from kdtune.experiment import Experiment
 from kdtune.models import Tapped, build_model
 from kdtune.records import EpochRecord
 from kdtune.teacher import Teacher
+from kdtune.training import evaluation_batch
 from kdtune.trial import Bench, Materials
 from tests.conftest import CPU, MakeExperiment
 
@@ -91,7 +92,7 @@ def test_the_cached_run_ends_with_the_weights_of_a_live_one_whose_logits_are_rou
     network, dataset = materials.teacher.load(CPU), materials.dataset
 
     def rounded(batch: Batch) -> tuple[Tensor, tuple[Tensor, ...]]:
-        chunks = torch.split(torch.arange(len(dataset.labels)), BUILD_BATCH)
+        chunks = torch.split(torch.arange(len(dataset.labels)), evaluation_batch(dataset))
         column = torch.cat([answer(network, dataset, three_epochs.data, batch.column, chunk) for chunk in chunks])
         return column[batch.indices].half().float(), ()
 

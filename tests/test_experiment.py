@@ -127,7 +127,7 @@ text = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_s
 VARIATIONS: dict[str, st.SearchStrategy[Any]] = {
     "name": st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True),
     "data.augment": st.sampled_from(["none", "crop", "flip", "crop-flip"]),
-    "data.views": st.just("auto") | st.integers(1, 10**6),
+    "data.views": st.sampled_from(["auto", 1]),  # more of them only with augmentation
     "data.validation": st.floats(0.01, 0.5),
     "data.view_seed": st.integers(0, 2**31 - 1),
     "teacher.weights": st.none() | text,

@@ -145,6 +145,11 @@ def no_folder_renamed(source: Path, target: Path) -> None:
     os.replace(source, target)
 
 
+def new_one_not_renamed(source: Path, target: Path) -> None:
+    """The old export has made room already."""
+    no_folder_renamed(source, target) if source.suffix == ".part" else os.replace(source, target)
+
+
 def other_outputs(student: nn.Module, network: nn.Module, dataset: Dataset) -> float:
     return 0.5
 
@@ -160,6 +165,7 @@ FAILURES: dict[str, list[tuple[Any, str, Any]]] = {  # owner, name, what takes i
     "other outputs": [(room, "_largest_difference", other_outputs)],
     "outputs that are not numbers": [(room, "_largest_difference", not_a_number)],
     "not renamed": [(Path, "rename", no_folder_renamed), (Path, "replace", no_folder_renamed)],
+    "new one not renamed": [(Path, "rename", new_one_not_renamed), (Path, "replace", new_one_not_renamed)],
 }
 
 
@@ -284,6 +290,24 @@ def test_a_config_without_one_of_its_keys_is_refused(folder: Path, key: str) -> 
         load_student(folder)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("classes", ["a", "b", "c"]),
+        ("classes", 10),
+        ("image_shape", []),
+        ("image_shape", [3, 8, 8]),
+        ("mean", "0.5"),
+        ("mean", [0.1, 0.2, 0.3]),
+    ],
+)
+def test_a_config_that_does_not_fit_its_weights_is_refused(folder: Path, key: str, value: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, key: value}))
+    with pytest.raises(ExportError, match="student"):
+        load_student(folder)
+
+
 @pytest.mark.parametrize(("key", "value"), [("format", 2), ("model", "vit-22b")])
 def test_an_export_of_another_version_is_refused(folder: Path, key: str, value: object) -> None:
     config = json.loads((folder / "config.json").read_text())
@@ -384,7 +408,8 @@ def a_line(name: str, seed: int, accuracy: float) -> dict[str, Any]:
 def summary_of(materials: Materials) -> Callable[[Experiment, list[dict[str, Any]]], dict[str, Any]]:
     best = a_trial("0001", [0.5, 0.75, 0.8], 3)
     trials = [best, a_trial("0002", [0.4], 3), a_trial("0003", [0.3, 0.2], 2)]
-    return lambda experiment, lines: summarise(experiment, trials, best, lines, materials, 12.34567)
+    outcome = {"trial": "0001", "trials": 3, "stopped_early": 1, "seconds": 12.346}
+    return lambda experiment, lines: summarise(experiment, trials, best, outcome, lines, materials)
 
 
 SummaryOf = Callable[[Experiment, list[dict[str, Any]]], dict[str, Any]]

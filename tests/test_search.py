@@ -1,6 +1,7 @@
 """The search room's parts, without starting Ray."""
 
 import statistics
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,7 @@ from kdtune.experiment import Experiment, Resources, load, textbook, with_values
 from kdtune.experiment.space import active, parse
 from kdtune.records import EpochRecord, TrialRecord
 from kdtune.search.asha import Asha, rungs_of
-from kdtune.search.board import Board, Row, last_error
+from kdtune.search.board import Board, Recorder, Row, last_error
 from kdtune.search.final import jobs_of
 from kdtune.search.run import pick_best
 from kdtune.search.sampler import first_points, make_searcher
@@ -66,6 +67,13 @@ class TestAsha:
             if k >= 2:
                 kept = seen[: -(-len(seen) // 3)]
                 assert (decision == TrialScheduler.CONTINUE) == (accuracy in kept)
+
+    def test_a_trial_that_comes_to_a_rung_again_is_not_judged_again(self) -> None:
+        scheduler = Asha(grace=1, factor=2, epochs=9)
+        assert decide(scheduler, "a", 1, 0.5) == TrialScheduler.CONTINUE
+        for trial in "bcd":
+            decide(scheduler, trial, 1, 0.9)
+        assert decide(scheduler, "a", 1, 0.5) == TrialScheduler.CONTINUE
 
     def test_a_restored_scheduler_decides_as_the_one_that_was_saved(self) -> None:
         first, second = Asha(1, 3, 9), Asha(1, 3, 9)
@@ -182,17 +190,52 @@ class TestFinalJobs:
 
 class TestBoard:
     def test_time_left_is_the_epochs_to_come_at_the_speed_so_far(self) -> None:
-        board = Board(trials=4, epochs=10, concurrent=1, seconds=30.0)
+        board = Board(trials=4, epochs=10, seconds=30.0)
         assert board.seconds_left is None
         board.rows = {"0": Row("0", {}, 10, 0.9, "complete"), "1": Row("1", {}, 5, 0.5, "stopped")}
         # 15 epochs in 30 s; four trials of 7.5 epochs each are 30 epochs
         assert board.seconds_left == pytest.approx(30.0)
 
     def test_the_best_is_never_a_trial_that_was_given_up(self) -> None:
-        board = Board(trials=4, epochs=10, concurrent=1)
+        board = Board(trials=4, epochs=10)
         board.rows = {"0": Row("0", {}, 10, 0.6, "complete"), "1": Row("1", {}, 5, 0.9, "stopped")}
         assert board.best is board.rows["0"]
         assert board.ended == 2
+
+
+class Unwatched:
+    def search_resumed(self, board: Board) -> None:
+        """Nobody looks."""
+
+    def search_progress(self, board: Board) -> None:
+        """Nobody looks."""
+
+
+class TestRecorder:
+    def test_a_state_that_tune_could_not_restore_is_an_error_and_no_new_search(self, tmp_path: Path) -> None:
+        """Tune itself logs the failure and starts over."""
+        recorder = Recorder(tmp_path / "trials.jsonl", DIGITS, None, Unwatched(), resumed=True)
+        with pytest.raises(RunError, match="cannot be read"):
+            recorder.setup()
+        recorder.set_state(Recorder(tmp_path / "trials.jsonl", DIGITS, None, Unwatched(), resumed=False).get_state())
+        recorder.setup()
+
+    def test_a_checkpoint_outlives_its_trial_until_a_snapshot_knows_of_the_end(self, tmp_path: Path) -> None:
+        recorder = Recorder(tmp_path / "trials.jsonl", DIGITS, None, Unwatched(), resumed=False)
+        checkpoint = tmp_path / "trial" / "checkpoint_000001"
+        checkpoint.mkdir(parents=True)
+        ended: Any = SimpleNamespace(
+            trial_id="a",
+            config=first_points(parse(DIGITS.search.space)[0], DIGITS)[0],
+            last_result={"record": record(4).to_json()},
+            storage=SimpleNamespace(trial_fs_path=str(checkpoint.parent)),
+        )
+        recorder.on_trial_complete(1, [ended], ended)
+        assert recorder.board.rows["0000"].status == "complete"
+        recorder.get_state()  # the snapshot that is being taken: the one on disk does not know yet
+        assert checkpoint.exists()
+        recorder.get_state()
+        assert not checkpoint.exists()
 
 
 def test_the_last_error_of_a_traceback_is_shown_with_its_whole_message() -> None:

@@ -165,7 +165,11 @@ def test_an_interrupted_training_goes_on_where_it_stood(
     assert heard == [1, 2, 2, 3]  # the second epoch was not saved yet
     assert same(teacher.load(CPU).state_dict(), materials.teacher.load(CPU).state_dict())
     assert teacher.fingerprint == materials.teacher.fingerprint
-    assert sorted(file.name for file in Path(teacher.folder).iterdir()) == ["teacher.json", "teacher.safetensors"]
+    assert sorted(file.name for file in Path(teacher.folder).iterdir()) == [
+        "lock",
+        "teacher.json",
+        "teacher.safetensors",
+    ]
 
 
 def test_a_diverging_teacher_is_an_error_that_names_the_learning_rate(

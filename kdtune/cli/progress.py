@@ -18,7 +18,7 @@ from rich.text import Text
 
 from kdtune.cache import LogitCache
 from kdtune.data import Dataset
-from kdtune.records import EpochRecord
+from kdtune.records import ALONE, BEST, EpochRecord
 from kdtune.teacher import Teacher
 
 if TYPE_CHECKING:
@@ -48,8 +48,8 @@ class Lines:
         )
 
     def teacher_epoch(self, record: EpochRecord) -> None:
-        tenth = max(1, record.epochs // 4)
-        if record.epoch % tenth == 0 or record.last:
+        quarter = max(1, record.epochs // 4)
+        if record.epoch % quarter == 0 or record.last:
             self.say(
                 f"teacher   epoch {record.epoch}/{record.epochs}: loss {record.loss:.3f}, "
                 f"validation accuracy {record.val_accuracy:.2%}"
@@ -236,7 +236,7 @@ def results_table(summary: Mapping[str, Any]) -> Table:
     for name in ("", "accuracy", "std", "runs", "parameters", "latency"):
         table.add_column(name, justify="left" if not name else "right")
     for row in summary["results"]:
-        style = "bold" if row["name"] == "best" else ""
+        style = "bold" if row["name"] == BEST else ""
         table.add_row(
             row["name"],
             f"{row['mean']:.2%}",
@@ -252,7 +252,7 @@ def results_table(summary: Mapping[str, Any]) -> Table:
 def verdict(summary: Mapping[str, Any]) -> str:
     """One sentence: what the best student gains over the student alone, against the spread over seeds."""
     rows = {row["name"]: row for row in summary["results"]}
-    best, alone = rows["best"], rows.get("student alone")
+    best, alone = rows[BEST], rows.get(ALONE)
     if alone is None:
         return f"The best student reaches {best['mean']:.2%} on the test set."
     gain = best["mean"] - alone["mean"]

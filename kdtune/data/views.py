@@ -24,6 +24,9 @@ MIX_1 = _signed(0xBF58476D1CE4E5B9)
 MIX_2 = _signed(0x94D049BB133111EB)
 
 
+WORD = (1 << 64) - 1
+
+
 def _shift_right(x: Tensor, bits: int) -> Tensor:
     """Logical shift: int64's own is arithmetic."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
@@ -35,16 +38,23 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ _shift_right(x, 31)
 
 
+def _mix_integer(x: int) -> int:
+    """`_mix` of one unsigned integer, without a tensor: a key costs the device nothing."""
+    x = ((x ^ (x >> 30)) * MIX_1) & WORD
+    x = ((x ^ (x >> 27)) * MIX_2) & WORD
+    return x ^ (x >> 31)
+
+
 def random_integers(seed: int, column: int, indices: Tensor, draw: int, bound: int) -> Tensor:
     """Integers [B] in 0..bound-1, one an image; `draw` tells several numbers of one view apart.
 
     Uses the top 32 bits, scaled: the bias is below bound / 2^32.
     """
-    key = torch.zeros((), dtype=torch.int64, device=indices.device)
+    key = 0
     for part in (seed, column, draw):  # mixed one after the other: a sum would make (1, 0) the same as (0, 1)
-        key = _mix(key + _signed((part + 1) * GOLDEN % (1 << 64)))
-    bits = _mix((indices + 1) * GOLDEN ^ key)
-    return (_shift_right(_mix(bits + key), 32) * bound) >> 32
+        key = _mix_integer((key + (part + 1) * GOLDEN) & WORD)
+    bits = _mix((indices + 1) * GOLDEN ^ _signed(key))
+    return (_shift_right(_mix(bits + _signed(key)), 32) * bound) >> 32
 
 
 def augment(images: Tensor, indices: Tensor, column: int, config: Data) -> Tensor:
@@ -66,8 +76,7 @@ def augment(images: Tensor, indices: Tensor, column: int, config: Data) -> Tenso
         images = F.pad(images, (pad, pad, pad, pad))
         rows = rows + random_integers(seed, column, indices, 0, 2 * pad + 1)[:, None]
         columns = columns + random_integers(seed, column, indices, 1, 2 * pad + 1)[:, None]
-    batch = torch.arange(len(images), device=images.device)
-    channel = torch.arange(channels, device=images.device)
-    return images[
-        batch[:, None, None, None], channel[None, :, None, None], rows[:, None, :, None], columns[:, None, None, :]
-    ]
+    stride = images.shape[3]  # of a padded row
+    pixels = (rows[:, :, None] * stride + columns[:, None, :]).flatten(start_dim=1)  # [B, H * W]
+    chosen = images.flatten(start_dim=2).gather(2, pixels[:, None].expand(-1, channels, -1))
+    return chosen.view(-1, channels, height, width)

@@ -1,8 +1,9 @@
 """Losses between feature maps of student [B, S, h, w] and teacher [B, C, H, W].
 
-Each gives a number on a *normalised* scale, so that one range of feature_weight fits every network: 0 for equal
-features, and about 1 for a student whose features say nothing about the teacher's. Where the maps differ in size
-the larger one is average-pooled to the smaller.
+Each gives a number on a *normalised* scale, which neither the size of the activations nor the shape of the maps
+changes: 0 for equal features, and for `hint` 1 for a student that predicts nothing. `attention` is at most 1, and
+about 0.1 to 0.2 for unrelated images, since attention maps are never negative. Where the maps differ in size the
+larger one is average-pooled to the smaller.
 
 `FEATURE_LOSSES` maps a name to (loss, whether the student's channels are first projected to the teacher's).
 """

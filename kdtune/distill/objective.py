@@ -31,7 +31,10 @@ def from_cache(cache: LogitCache) -> TeacherAnswers:
 
 
 def live(teacher: Tapped) -> TeacherAnswers:
-    """The teacher itself, in eval mode and without gradients, on the very images that the student sees."""
+    """The teacher itself, in eval mode and without gradients, on the very images that the student sees.
+
+    In float32 whatever the student computes in: it gives the logits that the cache holds.
+    """
 
     def answers(batch: Batch) -> tuple[Tensor, tuple[Tensor, ...]]:
         with torch.no_grad():

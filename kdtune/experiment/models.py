@@ -59,6 +59,8 @@ class Data(Section):
             raise ValueError("a folder data set needs `root` (it holds train/ and test/) and `image_size`")
         if self.dataset != "folder" and (self.root is not None or self.image_size is not None):
             raise ValueError(f"`root` and `image_size` are for folder data sets; {self.dataset} has neither")
+        if self.augment == "none" and self.views not in ("auto", 1):
+            raise ValueError(f"without augmentation all views are the same; views is {self.views}, leave it auto")
         if (self.mean is None) != (self.std is None):
             raise ValueError("give both `mean` and `std`, or neither")
         return self

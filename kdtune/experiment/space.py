@@ -287,10 +287,11 @@ def _searchable_paths() -> Iterator[str]:
 
 
 def corners(parameters: Sequence[Parameter], base: Experiment) -> Iterator[dict[str, Any]]:
-    """Configurations at the ends of every range and at every option, those of one schedule combined."""
+    """Configurations at the ends of every range and at every option, combined within a schedule and within train."""
     groups: dict[str, list[Parameter]] = {}
     for parameter in parameters:
-        groups.setdefault(".".join(parameter.path.split(".")[:2]), []).append(parameter)
+        section, _, rest = parameter.path.partition(".")
+        groups.setdefault("train" if section == "train" else f"distill.{rest.split('.')[0]}", []).append(parameter)
     for group in groups.values():
         involved = list(group)
         for parameter in group:  # what decides whether this one is active belongs to its corners

@@ -37,7 +37,7 @@ class Asha(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         rung = self.rungs.get(result["epoch"])
-        if rung is None:
+        if rung is None or trial.trial_id in rung:  # a resumed trial is not judged twice
             return str(TrialScheduler.CONTINUE)
         rung[trial.trial_id] = result[METRIC]
         return str(TrialScheduler.CONTINUE if self.among_the_best(rung, trial.trial_id) else TrialScheduler.STOP)
@@ -49,7 +49,7 @@ class Asha(FIFOScheduler):
         return rung[trial_id] >= sorted(rung.values(), reverse=True)[kept - 1]
 
     def state(self) -> dict[str, Any]:
-        return {"rungs": self.rungs}
+        return {"rungs": {rung: dict(values) for rung, values in self.rungs.items()}}
 
     def restore_state(self, state: dict[str, Any]) -> None:
         self.rungs = state["rungs"]

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from ray import tune
 from ray.tune.experiment import Trial
 
+from kdtune.errors import RunError
 from kdtune.experiment import Experiment
 from kdtune.experiment.space import active, parse
 from kdtune.records import EpochRecord, append_line, mend
@@ -39,7 +40,6 @@ class Board:
 
     trials: int
     epochs: int  # of a full trial
-    concurrent: int
     rows: dict[str, Row] = field(default_factory=dict)
     seconds: float = 0.0
 
@@ -70,6 +70,13 @@ class Board:
         return self.seconds / done * max(expected - done, 0)
 
 
+def remove_checkpoints(trials: list[Path]) -> None:
+    """An ended trial is not taken up again."""
+    for trial in trials:
+        for checkpoint in trial.glob("checkpoint_*"):
+            shutil.rmtree(checkpoint)
+
+
 def last_error(text: str) -> str:
     """The exception at the end of a traceback, with its message."""
     lines = text.strip().splitlines()
@@ -89,21 +96,34 @@ class Recorder(tune.Callback):
         self,
         path: Path,
         experiment: Experiment,
-        concurrent: int,
         scheduler: Asha | None,
         watch: BoardWatcher,
+        *,
+        resumed: bool,
     ) -> None:
         self.path = path
         self.experiment = experiment
         self.parameters, _ = parse(experiment.search.space)
         self.scheduler = scheduler
         self.watch = watch
-        self.board = Board(experiment.search.trials, experiment.train.epochs, concurrent)
+        self.board = Board(experiment.search.trials, experiment.train.epochs)
+        self.resumed = resumed
+        self.restored = False
+        self.ended: list[Path] = []  # folders of trials that have ended since the last snapshot
+        self.spent: list[Path] = []  # of trials that had ended when it was taken
         self.numbers: dict[str, str] = {}
         self.failure: OSError | None = None
         self.before = 0.0  # seconds of the runs that this one resumes
         self.began = time.monotonic()
         mend(path)
+
+    def setup(self, *_: Any, **info: Any) -> None:
+        """Tune calls it once it has tried to restore; where that failed it would start over without a word."""
+        if self.resumed and not self.restored:
+            raise RunError(
+                f"Ray Tune's state in {self.path.parent / 'ray'} cannot be read. Remove that folder to search anew; "
+                f"teacher and cache stay"
+            )
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self._row(trials, trial).status = "running"
@@ -126,8 +146,7 @@ class Recorder(tune.Callback):
         row = self._row(trials, trial)
         row.status = "diverged" if record.diverged else "complete" if record.last else "stopped"
         assert trial.storage is not None
-        for checkpoint in Path(trial.storage.trial_fs_path).glob("checkpoint_*"):
-            shutil.rmtree(checkpoint)  # an ended trial is not taken up again
+        self.ended.append(Path(trial.storage.trial_fs_path))
         self._tell()
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -137,7 +156,13 @@ class Recorder(tune.Callback):
         row.status, row.error = "failed", last_error(text)
         self._tell()
 
+    def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
+        remove_checkpoints([*self.spent, *self.ended])
+
     def get_state(self) -> dict[str, Any]:
+        """Called for each snapshot. Checkpoints go only when a snapshot that knows of their end is on disk."""
+        remove_checkpoints(self.spent)
+        self.spent, self.ended = self.ended, []
         return {
             "rungs": self.scheduler.state() if self.scheduler else None,
             "numbers": self.numbers,
@@ -146,6 +171,7 @@ class Recorder(tune.Callback):
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
+        self.restored = True
         if self.scheduler and state["rungs"]:
             self.scheduler.restore_state(state["rungs"])
         self.numbers = state["numbers"]

@@ -16,13 +16,12 @@ import torch
 
 from kdtune.errors import RunError
 from kdtune.experiment import Experiment, textbook
-from kdtune.records import append_line, mend, read_lines, write_bytes
+from kdtune.records import ALONE, BEST, TEXTBOOK_KD, append_line, mend, read_lines, write_bytes
 from kdtune.search.session import Slots
 from kdtune.training import evaluate
 from kdtune.trial import Bench, Materials
 
-ALONE, TEXTBOOK_KD, BEST = "student alone", "textbook KD", "best"
-WEIGHTS = "final/best.safetensors"  # of the winner's first seed: what is exported
+WEIGHTS = "best.safetensors"  # of the winner's first seed: what is exported
 
 
 @dataclass(frozen=True)
@@ -39,21 +38,24 @@ class FinalWorker:
         torch.set_num_threads(threads)
         self.bench = Bench(materials, device)
 
-    def run(self, job: Job, weights: str | None) -> dict[str, Any]:
+    def run(self, job: Job, folder: Path, *, keep_weights: bool) -> dict[str, Any]:
+        """One line of final.jsonl. State is saved in `folder` now and then, so that a long run can be taken up."""
         trial = self.bench.start(job.experiment, seed=job.seed, alone=job.name == ALONE, whole=True)
-        records = list(trial.records)
+        state = folder / f"{job.name.replace(' ', '-')}-{job.seed}.pt"
+        for _ in trial.resumable(state):
+            pass
         network, dataset = trial.student.network, self.bench.dataset
-        if weights is not None:
-            Path(weights).parent.mkdir(exist_ok=True)
-            state = {key: tensor.cpu().contiguous() for key, tensor in network.state_dict().items()}
-            write_bytes(Path(weights), safetensors.torch.save(state))
+        if keep_weights:
+            weights = {key: tensor.cpu().contiguous() for key, tensor in network.state_dict().items()}
+            write_bytes(folder / WEIGHTS, safetensors.torch.save(weights))
         test = evaluate(network, dataset, dataset.test.images, dataset.test.labels)
+        state.unlink(missing_ok=True)
         return {
             "name": job.name,
             "seed": job.seed,
             "test_accuracy": test.accuracy,
-            "diverged": records[-1].diverged,
-            "epochs": [record.to_json() for record in records],
+            "diverged": trial.history[-1].diverged,
+            "epochs": [record.to_json() for record in trial.history],
         }
 
 
@@ -90,8 +92,7 @@ def run_final(
     while waiting or busy:
         while waiting and idle:
             actor, job = idle.pop(), waiting.pop(0)
-            weights = str(folder / WEIGHTS) if job is jobs[0] else None
-            busy[actor.run.remote(job, weights)] = actor
+            busy[actor.run.remote(job, folder / "final", keep_weights=job is jobs[0])] = actor
         (ready, *_), _ = ray.wait(list(busy), num_returns=1)
         try:
             line = ray.get(ready)

@@ -4,6 +4,7 @@ Everything that it finds out is in the run folder, so that the same call takes a
 and a finished one is only read.
 """
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -15,16 +16,16 @@ from ray.tune.error import TuneError
 from kdtune.errors import ExperimentError, Problem, RunError
 from kdtune.experiment import Experiment, with_values
 from kdtune.export import export_run
-from kdtune.records import TrialRecord, read_trials
+from kdtune.records import TrialRecord, read_trials, write_text
 from kdtune.report import summarise, write_summary
 from kdtune.search.asha import Asha
-from kdtune.search.board import BoardWatcher, Recorder
+from kdtune.search.board import Board, BoardWatcher, Recorder
 from kdtune.search.final import run_final
 from kdtune.search.sampler import METRIC, MODE, make_searcher
 from kdtune.search.session import Slots, session
 from kdtune.search.trainable import StudentTrial
 from kdtune.training import default_device
-from kdtune.trial import Materials, Progress, claim, prepare
+from kdtune.trial import Materials, Progress, at_work, claim, prepare, remember
 
 
 class Watcher(Progress, BoardWatcher, Protocol):
@@ -51,20 +52,34 @@ def run_search(experiment: Experiment, watch: Watcher) -> Path:
             ],
         )
     folder = claim(experiment)
-    if (folder / "summary.json").exists() and (folder / "student").exists():
-        watch.already_finished(folder)
-        return folder
+    with at_work(folder):
+        if (folder / "summary.json").exists() and (folder / "student").exists():
+            watch.already_finished(folder)
+        else:
+            _search(folder, experiment, watch)
+    return folder
+
+
+def _search(folder: Path, experiment: Experiment, watch: Watcher) -> None:
     materials = prepare(experiment, default_device(), watch)
+    remember(folder, materials.dataset, materials.teacher)
+    (folder / "final").mkdir(exist_ok=True)
+    found = folder / "final" / "winner.json"  # once it is there, the search is over and the winner stays
     with session(experiment.resources) as slots:
-        seconds = _run_trials(folder, experiment, materials, slots, watch)
-        trials = read_trials(folder / "trials.jsonl")
-        best = pick_best(trials)
+        if not found.exists():
+            board = _run_trials(folder, experiment, materials, slots, watch)
+            best = pick_best(read_trials(folder / "trials.jsonl"))
+            stopped, seconds = board.count("stopped"), round(board.seconds, 3)
+            outcome = {"trial": best.trial, "trials": len(board.rows), "stopped_early": stopped, "seconds": seconds}
+            write_text(found, json.dumps(outcome, indent=2))
+        outcome = json.loads(found.read_text())
+        trials = {trial.trial: trial for trial in read_trials(folder / "trials.jsonl")}
+        best = trials[outcome["trial"]]
         winner = with_values(experiment, best.config)
         lines = run_final(folder, experiment, winner, materials, slots, watch.final_progress)
-    summary = summarise(experiment, trials, best, lines, materials, seconds)
+    summary = summarise(experiment, list(trials.values()), best, outcome, lines, materials)
     export_run(folder, folder / "student", winner, materials.dataset, summary)
     write_summary(folder, summary)
-    return folder
 
 
 def pick_best(trials: list[TrialRecord]) -> TrialRecord:
@@ -83,19 +98,19 @@ def pick_best(trials: list[TrialRecord]) -> TrialRecord:
     return max(complete, key=merit)
 
 
-def _run_trials(folder: Path, experiment: Experiment, materials: Materials, slots: Slots, watch: Watcher) -> float:
-    """Runs what is left of the trials; gives the seconds that they took, over all resumed runs."""
+def _run_trials(folder: Path, experiment: Experiment, materials: Materials, slots: Slots, watch: Watcher) -> Board:
+    """Runs what is left of the trials; the board at their end, with the seconds of all resumed runs."""
     stopper = experiment.search.stopper
     scheduler = (
         Asha(experiment.grace_epochs, stopper.reduction_factor, experiment.train.epochs)
         if stopper.kind == "asha"
         else None
     )
-    recorder = Recorder(folder / "trials.jsonl", experiment, slots.concurrent, scheduler, watch)
+    begun = any((folder / "ray").glob("experiment_state-*.json"))
+    recorder = Recorder(folder / "trials.jsonl", experiment, scheduler, watch, resumed=begun)
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots.concurrent)
     # annotated as str, compared as an enum
     again = tune.ResumeConfig(errored=tune.ResumeConfig.ResumeType.RESUME)  # type: ignore[arg-type]
-    begun = any((folder / "ray").glob("experiment_state-*.json"))
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         analysis = tune.run(
@@ -127,7 +142,7 @@ def _run_trials(folder: Path, experiment: Experiment, materials: Materials, slot
     finally:
         signal.signal(signal.SIGINT, on_interrupt)  # Tune leaves its own handler, which ends nothing after it
     _check_finished(experiment, analysis.trials, recorder)
-    return recorder.seconds
+    return recorder.board
 
 
 def _short_name(trial: Any) -> str:  # ray is untyped

@@ -1,7 +1,7 @@
 """Who proposes configurations: HyperOpt's tree-structured Parzen estimator over a flat space, or random search.
 
-Bergstra et al. 2011, "Algorithms for Hyper-Parameter Optimization". Textbook KD is always the first point, then the
-experiment's own points. Labels are unique and points are full, since HyperOpt hangs or raises otherwise.
+Bergstra et al. 2011, "Algorithms for Hyper-Parameter Optimization". Textbook KD is the first point wherever the space
+holds it, then the experiment's own points. Labels are unique and points are full, or HyperOpt hangs.
 """
 
 import math

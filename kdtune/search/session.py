@@ -57,6 +57,7 @@ def session(resources: Resources) -> Iterator[Slots]:
     if started:
         ray.init(
             address="local",
+            num_gpus=torch.cuda.device_count(),  # what this torch can use, not what the machine has
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,

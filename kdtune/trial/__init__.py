@@ -2,7 +2,7 @@
 
 from kdtune.trial.bench import Bench, Trial
 from kdtune.trial.materials import Materials, Progress, Silent, cache_folder, prepare, views_needed
-from kdtune.trial.run_folder import claim, read_run
+from kdtune.trial.run_folder import at_work, check_materials, claim, read_run, remember
 
 __all__ = [
     "Bench",
@@ -10,9 +10,12 @@ __all__ = [
     "Progress",
     "Silent",
     "Trial",
+    "at_work",
     "cache_folder",
+    "check_materials",
     "claim",
     "prepare",
     "read_run",
+    "remember",
     "views_needed",
 ]

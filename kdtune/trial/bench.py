@@ -6,6 +6,7 @@ A process turns `Materials` into a `Bench` once, and the bench starts one `Trial
     for record in trial.records: print(record.epoch, record.val_accuracy)
 """
 
+import time
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +19,10 @@ from kdtune.distill import Student, distill, feature_student, from_cache, logit_
 from kdtune.experiment import Experiment
 from kdtune.models import Tapped
 from kdtune.records import EpochRecord
+from kdtune.training import load_state, save_state
 from kdtune.trial.materials import Materials
+
+SAVE_EVERY_S = 30.0
 
 
 class Bench:
@@ -52,25 +56,42 @@ class Bench:
 
 
 class Trial:
-    """One student in training. Between two records it can be saved, and loaded into an equal trial."""
+    """One student in training. Between two records it can be saved, and loaded into an equal trial.
+
+    `records` yields what is still to come, `history` holds what has been, a loaded trial's past included.
+    """
 
     def __init__(self, student: Student, experiment: Experiment, dataset: Dataset, *, seed: int, whole: bool) -> None:
         self.student = student
+        self.history: list[EpochRecord] = []
         self._arguments = (experiment, dataset, seed, whole)
         self.records = self._records()
 
     def _records(self) -> Iterator[EpochRecord]:
         experiment, dataset, seed, whole = self._arguments
-        return distill(self.student, experiment, dataset, seed=seed, whole=whole)
+        for record in distill(self.student, experiment, dataset, seed=seed, whole=whole):
+            self.history.append(record)
+            yield record
 
     def save(self, path: Path) -> None:
         """State after the last record: whole or absent."""
-        beside = path.with_suffix(".part")
-        torch.save(self.student.state.state_dict(), beside)
-        beside.replace(path)
+        history = [record.to_json() for record in self.history]
+        save_state(path, {"training": self.student.state.state_dict(), "history": history})
 
     def load(self, path: Path) -> None:
         """Continues where a saved trial of the same configuration and seed stood."""
-        device = next(self.student.network.parameters()).device
-        self.student.state.load_state_dict(torch.load(path, map_location=device, weights_only=True))
+        saved = load_state(path, next(self.student.network.parameters()).device)
+        self.student.state.load_state_dict(saved["training"])
+        self.history = [EpochRecord.from_json(line) for line in saved["history"]]
         self.records = self._records()
+
+    def resumable(self, path: Path) -> Iterator[EpochRecord]:
+        """The records still to come, from where `path` says; saved there every half a minute and at the end."""
+        if path.exists():
+            self.load(path)
+        saved = time.monotonic()
+        for record in self.records:
+            yield record
+            if record.last or time.monotonic() - saved > SAVE_EVERY_S:
+                self.save(path)
+                saved = time.monotonic()
