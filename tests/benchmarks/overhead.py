@@ -1,7 +1,8 @@
 """What a trial costs besides training: 40 trials of the digits search, HyperOpt and ASHA included.
 
 Search time runs from Tune's first action to its last, so the start of the trials' processes counts. Time inside
-`step` is what the trials' own epochs took, as trials.jsonl has it.
+`step` is what the trials' own epochs took, as trials.jsonl has it; with several slots it is divided by their number,
+since that is the wall-clock time in which they pass. `slot_seconds_a_trial` is the same loss as time of one slot.
 """
 
 import json
@@ -10,6 +11,8 @@ import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from kdtune.cli.options import default_file
 from kdtune.cli.progress import Lines
@@ -35,7 +38,8 @@ def _once(repeat: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         overrides = [f"storage={folder}", f"search.trials={TRIALS}", "final.seeds=1", "final.baselines=[]"]
         experiment = load(default_file(), overrides)
-        concurrent = place(experiment.resources, {"CPU": os.cpu_count() or 1}).concurrent
+        here = {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(torch.cuda.device_count())}
+        concurrent = place(experiment.resources, here).concurrent
         run = run_search(experiment, Lines())
         trials = read_trials(Path(run) / "trials.jsonl")
         search = json.loads((Path(run) / "summary.json").read_text())["search"]
