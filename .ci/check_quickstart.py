@@ -1,6 +1,6 @@
 """The first thing that a newcomer sees must be true: distillation helps by more than two standard deviations.
 
-    python .ci/check_quickstart.py runs/digits/summary.json
+python .ci/check_quickstart.py runs/digits/summary.json
 """
 
 import json
