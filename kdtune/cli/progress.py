@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.align import Align
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -227,7 +228,7 @@ def duration(seconds: float) -> str:
 
 
 def _bar(text: str, done: int, total: int) -> Group:
-    return Group(Text(text), ProgressBar(total=max(total, 1), completed=done, width=60))
+    return Group(Text(text), Align.left(ProgressBar(total=max(total, 1), completed=done, width=60)))
 
 
 def results_table(summary: Mapping[str, Any]) -> Table:

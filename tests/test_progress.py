@@ -1,0 +1,70 @@
+"""What a person sees: the live table and the words around it, rendered to text."""
+
+from rich.console import Console
+
+from kdtune.cli.progress import board_table, duration, headline, short_config, verdict
+from kdtune.search.board import Board, Row
+
+ROWS = {
+    "0000": Row("0000", {"distill.temperature.kind": "fixed", "distill.temperature.start": 4.0}, 25, 0.86, "complete"),
+    "0001": Row("0001", {"distill.alpha.start": 0.5}, 6, 0.61, "stopped"),
+    "0002": Row("0002", {"distill.alpha.start": 0.7}, 3, 0.22, "running"),
+}
+
+
+def shown(width: int) -> list[str]:
+    console = Console(width=width)
+    with console.capture() as capture:
+        console.print(board_table(Board(trials=9, epochs=25, rows=dict(ROWS), seconds=60.0)))
+    return [line.rstrip() for line in capture.get().splitlines() if line.strip()]
+
+
+def test_the_table_has_a_line_for_each_trial_running_ones_first() -> None:
+    lines = shown(120)
+    assert lines[0].startswith("2/9 done, 1 running, 1 stopped early, best 86.00% (trial 0000), about")
+    assert lines[2].split() == ["trial", "status", "epoch", "accuracy", "configuration"]
+    assert [line.split()[:2] for line in lines[3:]] == [["0002", "running"], ["0000", "complete"], ["0001", "stopped"]]
+    assert lines[4].endswith("temperature 4")
+
+
+def test_a_narrow_terminal_cuts_the_configuration_and_nothing_else() -> None:
+    for line, row in zip(shown(48)[-3:], ("0002", "0000", "0001"), strict=True):
+        assert line.split()[0] == row
+        assert "%" in line
+        assert len(line) <= 48
+
+
+def test_a_configuration_is_told_in_a_few_words() -> None:
+    config = {
+        "distill.temperature.kind": "exponential",
+        "distill.temperature.start": 4.0,
+        "distill.temperature.end_ratio": 0.25,
+        "distill.feature_weight": 0,
+        "train.learning_rate": 0.1,
+    }
+    assert short_config(config) == "temperature exponential 4 → 1, feature_weight 0, learning_rate 0.1"
+
+
+def test_durations_are_told_in_the_largest_units_that_fit() -> None:
+    assert [duration(s) for s in (5.4, 65, 7260)] == ["5 s", "1 min 5 s", "2 h 1 min"]
+
+
+def test_before_the_first_result_nothing_is_promised() -> None:
+    assert headline(Board(trials=9, epochs=25)) == "0/9 done, 0 running, 0 stopped early, no result yet"
+
+
+def test_the_verdict_weighs_the_gain_against_the_spread_over_seeds() -> None:
+    def told(best: float, seeds: int = 5, std: float | None = 0.01) -> str:
+        rows = [
+            {"name": name, "mean": mean, "std": std, "test_accuracy": [mean] * seeds}
+            for name, mean in (("student alone", 0.8), ("best", best))
+        ]
+        return verdict({"results": rows})
+
+    assert told(0.83) == (
+        "The best student is +3.00 points against the student alone: a clear gain (3.0 standard deviations, 5 seeds)."
+    )
+    assert "within the noise" in told(0.81)
+    assert "a clear loss" in told(0.7)
+    assert "cannot tell a gain from chance" in told(0.9, seeds=2)
+    assert "cannot tell a gain from chance" in told(0.9, seeds=1, std=None)
