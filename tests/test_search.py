@@ -74,6 +74,7 @@ class TestAsha:
         for trial in "bcd":
             decide(scheduler, trial, 1, 0.9)
         assert decide(scheduler, "a", 1, 0.5) == TrialScheduler.CONTINUE
+        assert decide(scheduler, "e", 1, 0.1) == decide(scheduler, "e", 1, 0.1) == TrialScheduler.STOP
 
     def test_a_restored_scheduler_decides_as_the_one_that_was_saved(self) -> None:
         first, second = Asha(1, 3, 9), Asha(1, 3, 9)

@@ -183,6 +183,23 @@ def test_a_save_that_fails_leaves_the_one_before(
     assert (tmp_path / "trial.pt").read_bytes() == before
 
 
+def test_a_resumable_trial_goes_on_from_its_last_save_and_knows_its_past(
+    make_experiment: MakeExperiment, materials: Materials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kdtune.trial.bench.SAVE_EVERY_S", -1.0)  # save after every epoch
+    experiment, path = make_experiment({"train.epochs": 3}), tmp_path / "trial.pt"
+    uninterrupted, first, second, third = (Bench(materials, CPU).start(experiment, seed=0) for _ in range(4))
+    said = without_seconds(list(uninterrupted.records))
+    records = first.resumable(path)
+    assert [next(records).epoch, next(records).epoch] == [1, 2]  # the second is not saved yet
+    assert without_seconds(list(second.resumable(path))) == said[1:]
+    assert without_seconds(second.history) == said
+    assert same(second.student.network, uninterrupted.student.network)
+    assert list(third.resumable(path)) == []  # saved at the end too
+    assert without_seconds(third.history) == said
+    assert same(third.student.network, uninterrupted.student.network)
+
+
 # --- materials
 
 

@@ -34,13 +34,16 @@ class Asha(FIFOScheduler):
         super().__init__()  # type: ignore[no-untyped-call]
         self.factor = factor
         self.rungs: dict[int, dict[str, float]] = {rung: {} for rung in rungs_of(grace, factor, epochs)}
+        self.stopped_at: dict[str, int] = {}
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         rung = self.rungs.get(result["epoch"])
-        if rung is None or trial.trial_id in rung:  # a resumed trial is not judged twice
-            return str(TrialScheduler.CONTINUE)
-        rung[trial.trial_id] = result[METRIC]
-        return str(TrialScheduler.CONTINUE if self.among_the_best(rung, trial.trial_id) else TrialScheduler.STOP)
+        if rung is not None and trial.trial_id not in rung:  # a resumed trial comes to a rung again: not judged twice
+            rung[trial.trial_id] = result[METRIC]
+            if not self.among_the_best(rung, trial.trial_id):
+                self.stopped_at[trial.trial_id] = result["epoch"]
+        stop = self.stopped_at.get(trial.trial_id) == result["epoch"]
+        return str(TrialScheduler.STOP if stop else TrialScheduler.CONTINUE)
 
     def among_the_best(self, rung: dict[str, float], trial_id: str) -> bool:
         if len(rung) < self.factor:
@@ -49,7 +52,9 @@ class Asha(FIFOScheduler):
         return rung[trial_id] >= sorted(rung.values(), reverse=True)[kept - 1]
 
     def state(self) -> dict[str, Any]:
-        return {"rungs": {rung: dict(values) for rung, values in self.rungs.items()}}
+        rungs = {rung: dict(values) for rung, values in self.rungs.items()}
+        return {"rungs": rungs, "stopped_at": dict(self.stopped_at)}
 
     def restore_state(self, state: dict[str, Any]) -> None:
         self.rungs = state["rungs"]
+        self.stopped_at = state["stopped_at"]
