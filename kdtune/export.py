@@ -122,7 +122,7 @@ def export_student(folder: Path, network: nn.Module, experiment: Experiment, dat
         "fingerprint": fingerprint(experiment.student.model, weights),
         "kdtune": version("kdtune"),
     }
-    if folder.exists() and not _is_export(folder):
+    if folder.exists() and any(folder.iterdir()) and not _is_export(folder):
         raise ExportError(f"{folder} exists and is no export of kdtune; choose another folder")
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)

@@ -259,6 +259,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             return _strip(safetensors.torch.load_file(path))
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        if path.read_bytes()[:1] not in (b"P", b"\x80"):  # neither a zip archive nor a pickle
+            raise TeacherError(
+                f"teacher.weights: {path} is no checkpoint (a web page or a Git LFS pointer?)"
+            ) from error
         raise TeacherError(
             f"teacher.weights: {path} holds objects besides tensors, which kdtune does not unpickle, because they can "
             f"run code. If you trust the file, save its state dict alone: torch.save(model.state_dict(), path)"

@@ -89,6 +89,8 @@ class Trial:
         """The records still to come, from where `path` says; saved there every half a minute and at the end."""
         if path.exists():
             self.load(path)
+            if self.history and self.history[-1].last:  # diverged runs end before their last epoch
+                return
         saved = time.monotonic()
         for record in self.records:
             yield record
