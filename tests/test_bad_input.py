@@ -403,7 +403,7 @@ def test_a_full_disk_leaves_no_half_of_an_experiment(
         patch.setattr(os, "fsync", disk_full)
         shown = refused("train", path)
     assert "No space left on device. Free some space; the same command then takes up what is finished" in shown
-    assert everything_in(tmp_path / "runs") == {"tiny-train": None}
+    assert everything_in(tmp_path / "runs") == {"tiny-train": None, "tiny-train/.lock": b""}  # no half of anything
     assert (claim(load(path), "-train") / "experiment.yaml").exists()  # the same command then goes on
 
 

@@ -295,7 +295,7 @@ def test_a_run_folder_of_another_experiment_is_refused_by_the_fields_that_differ
     assert "distill.alpha: 0.5 against 0.9" in message
     assert "name: " not in message
     assert "--set name=" in message
-    assert sorted(file.name for file in folder.iterdir()) == ["experiment.yaml", "trials.jsonl"]
+    assert sorted(file.name for file in folder.iterdir()) == [".lock", "experiment.yaml", "trials.jsonl"]
     assert (folder / "experiment.yaml").read_bytes() == before
 
 
@@ -303,6 +303,13 @@ def test_a_file_may_be_corrected_as_long_as_nothing_has_come_of_it(make_experime
     claim(make_experiment())
     corrected = make_experiment({"train.epochs": 3})
     assert read_run(claim(corrected)) == corrected
+
+
+def test_a_run_that_is_just_beginning_keeps_its_experiment(make_experiment: MakeExperiment) -> None:
+    folder = claim(make_experiment())
+    with at_work(folder), pytest.raises(RunError, match="another kdtune is at work"):
+        claim(make_experiment({"train.epochs": 3}))
+    assert read_run(folder) == make_experiment()
 
 
 def test_one_process_at_a_time_works_in_a_run_folder(experiment: Experiment) -> None:

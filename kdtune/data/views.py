@@ -22,8 +22,6 @@ def _signed(constant: int) -> int:
 GOLDEN = _signed(0x9E3779B97F4A7C15)
 MIX_1 = _signed(0xBF58476D1CE4E5B9)
 MIX_2 = _signed(0x94D049BB133111EB)
-
-
 WORD = (1 << 64) - 1
 
 

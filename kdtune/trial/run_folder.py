@@ -30,7 +30,8 @@ def claim(experiment: Experiment, suffix: str = "") -> Path:
             raise RunError(f"{folder} exists and is no run of kdtune; choose another name (--set name=...) or move it")
         folder.mkdir(parents=True, exist_ok=True)
         if bare:  # nothing has come of it yet: a mistake in the file may be corrected
-            write_text(kept, dump(experiment))
+            with at_work(folder):  # unless a run is just beginning in it
+                write_text(kept, dump(experiment))
         elif not os.access(folder, os.W_OK):
             raise PermissionError(13, "Permission denied", str(folder))
     except (OSError, RuntimeError) as error:  # RuntimeError: a link that leads to itself
