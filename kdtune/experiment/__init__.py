@@ -1,15 +1,23 @@
 """The experiment file: YAML in, one frozen `Experiment` out, every mistake at once."""
 
 from kdtune.experiment.loading import differences, dump, json_schema, load, parse, textbook, with_values
-from kdtune.experiment.models import Data, Distill, Experiment, Resources, Teacher, Train
+from kdtune.experiment.images import Data
+from kdtune.experiment.models import Experiment, Resources
+from kdtune.experiment.networks import Model, Student, Teacher
+from kdtune.experiment.objective import Distill
 from kdtune.experiment.schedule import Schedule
+from kdtune.experiment.search import Search
+from kdtune.experiment.train import Train
 
 __all__ = [
     "Data",
     "Distill",
     "Experiment",
+    "Model",
     "Resources",
     "Schedule",
+    "Search",
+    "Student",
     "Teacher",
     "Train",
     "differences",

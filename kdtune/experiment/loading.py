@@ -7,9 +7,9 @@ experiment of one trial; `dump` writes what `load` reads back to the same experi
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -17,7 +17,8 @@ from pydantic_core import ErrorDetails
 
 from kdtune.errors import ExperimentError, Problem, nearest
 from kdtune.experiment import space
-from kdtune.experiment.models import TEXTBOOK, Experiment
+from kdtune.experiment.models import Experiment
+from kdtune.experiment.objective import TEXTBOOK
 from kdtune.experiment.schedule import Schedule, overlay
 
 LARGEST_FILE = 1_000_000  # bytes; an experiment file is a page of text
@@ -272,7 +273,7 @@ def json_schema() -> str:
 def _problem(detail: ErrorDetails) -> Problem:
     """A pydantic error in words: what was given, what is allowed, the nearest known name."""
     # pydantic adds the member of a union that refused the value; a user knows only the field
-    location = [str(part) for part in detail["loc"]]
+    location = [str(part) for part in detail["loc"] if not str(part).startswith("(")]
     if location and location[-1].startswith(UNION_MEMBERS) and detail["type"] != "extra_forbidden":
         location.pop()
     path = ".".join(location)
@@ -281,6 +282,8 @@ def _problem(detail: ErrorDetails) -> Problem:
     if detail["type"] == "extra_forbidden":
         known = _known_fields(location[:-1])
         return Problem(path, f"unknown key.{nearest(location[-1], known) or ' Known: ' + ', '.join(known) + '.'}")
+    if detail["type"] == "union_tag_invalid":
+        return Problem(path, f"given {_short(given)}, expected a teacher section or the name of one")
     if detail["type"] == "missing":
         return Problem(path, "is required")
     if detail["type"] == "literal_error":
@@ -294,14 +297,24 @@ def _problem(detail: ErrorDetails) -> Problem:
 
 
 def _known_fields(location: Sequence[str]) -> list[str]:
-    model: Any = Experiment  # walked down by name; annotations are whatever the models say
+    annotation: Any = Experiment  # walked down by name; annotations are whatever the models say
     for part in location:
-        field = getattr(model, "model_fields", {}).get(part)
-        if field is None:
+        if get_origin(annotation) is dict:
+            annotation = get_args(annotation)[1]
+            continue
+        model = next(_models_in(annotation), None)
+        if model is None or part not in model.model_fields:
             return []
-        candidates = [field.annotation, *get_args(field.annotation)]
-        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
-    return list(getattr(model, "model_fields", {}))
+        annotation = model.model_fields[part].annotation
+    model = next(_models_in(annotation), None)
+    return list(model.model_fields) if model else []
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:  # annotations are of many types
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models_in(inner)
 
 
 def _short(value: object) -> str:

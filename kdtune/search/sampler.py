@@ -12,7 +12,7 @@ from hyperopt import hp
 from ray.tune.search.hyperopt import HyperOptSearch
 
 from kdtune.experiment import Experiment
-from kdtune.experiment.models import TEXTBOOK
+from kdtune.experiment.objective import TEXTBOOK
 from kdtune.experiment.space import Parameter, full_point, parse
 
 METRIC, MODE = "val_accuracy", "max"

@@ -1,0 +1,38 @@
+"""The `search` section: how many trials, who proposes them, who stops them, and where they may lie."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from kdtune.experiment.section import Section, Seed
+
+
+class Stopper(Section):
+    """Which trials end early."""
+
+    kind: Literal["asha", "none"] = Field("asha", description="Asynchronous successive halving, or never.")
+    reduction_factor: float = Field(3, gt=1, description="ASHA keeps the best 1/factor at each rung.")
+    grace_epochs: int | None = Field(
+        None, ge=1, description="No trial stops before; null is a tenth of the run, at least 1."
+    )
+
+
+# A distribution: `{uniform: [0.2, 0.99]}`, `{loguniform: [1, 20]}`, `{integer: [10, 30]}`, `{choice: [...]}`,
+# with `when: {path: value}` beside it. `space.parse` checks it; choices may hold values or distributions.
+Distribution = dict[str, object]
+
+
+class Search(Section):
+    """The search: how many trials, who proposes them, who stops them, and where they may lie."""
+
+    trials: int = Field(60, ge=0, description="Configurations to try; 0 takes the file's own without a search.")
+    sampler: Literal["hyperopt", "random"] = Field("hyperopt", description="HyperOpt's TPE, or random.")
+    stopper: Stopper = Field(default_factory=Stopper, description="Which trials end early.")
+    seed: Seed = Field(0, description="Of the sampler, and of every trial's weights and image order.")
+    space: dict[str, Distribution] = Field(
+        default_factory=dict,
+        description="Dotted path of a field of train or distill, or `teacher` -> its distribution.",
+    )
+    points: list[dict[str, object]] = Field(
+        default_factory=list, description="Configurations tried first, after textbook KD."
+    )
