@@ -96,7 +96,7 @@ def load_student(path: str | Path) -> ExportedStudent:
         channels, height, width = config["image_shape"]
         if not len(config["mean"]) == len(config["std"]) == channels:
             raise ValueError(f"mean and std are not of {channels} channels")
-        network = build_model(config["model"], channels, len(config["classes"]))
+        network = build_model(config["model"], (channels, height, width), len(config["classes"]))
         network.load_state_dict(weights)
         shape = (channels, height, width)
         student = ExportedStudent(network, config["classes"], shape, config["mean"], config["std"])
@@ -178,7 +178,7 @@ def export_run(run: Path, to: Path, experiment: Experiment, dataset: Dataset, su
         weights = safetensors.torch.load_file(run / "final" / "best.safetensors")
     except FileNotFoundError:
         raise ExportError(f"{run} has no trained winner yet; the same `kdtune search` takes it up again") from None
-    network = build_model(experiment.student.model, dataset.shape[0], len(dataset.classes))
+    network = build_model(experiment.student.model, dataset.shape, len(dataset.classes))
     network.load_state_dict(weights)
     return export_student(to, network.eval(), experiment, dataset, run_card(experiment, dataset, summary))
 

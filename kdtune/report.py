@@ -47,7 +47,7 @@ def summarise(
     row = _result(TEACHER, [on_test.accuracy], _cost(teacher, dataset.shape))
     if not materials.teacher.trained_here:
         row["note"] = "brought along: it may have been trained on validation images"
-    student = build_model(experiment.student.model, dataset.shape[0], len(dataset.classes)).to(device).eval()
+    student = build_model(experiment.student.model, dataset.shape, len(dataset.classes)).to(device).eval()
     cost = _cost(student, dataset.shape)  # measured once: all students are one architecture
     results = [row]
     for name in ORDER:

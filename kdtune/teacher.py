@@ -53,7 +53,7 @@ class Teacher:
 
     folder: str
     model: str
-    channels: int
+    image_shape: tuple[int, int, int]
     classes: int
     fingerprint: str  # SHA-256 of architecture and weights
     val_accuracy: float
@@ -66,7 +66,7 @@ class Teacher:
             raise TeacherError(
                 f"{self.folder}: teacher.safetensors is not what teacher.json describes; remove the folder"
             )
-        network = build_model(self.model, self.channels, self.classes)
+        network = build_model(self.model, self.image_shape, self.classes)
         network.load_state_dict(weights)
         return network.to(device).eval().requires_grad_(requires_grad=False)
 
@@ -105,7 +105,8 @@ def locate(experiment: Experiment, dataset: Dataset) -> Teacher:
 def find(folder: Path) -> Teacher | None:
     """The teacher kept in a folder, if it is whole."""
     try:
-        return Teacher(folder=str(folder), **json.loads((folder / "teacher.json").read_text()))
+        known = json.loads((folder / "teacher.json").read_text())
+        return Teacher(folder=str(folder), **{**known, "image_shape": tuple(known["image_shape"])})
     except FileNotFoundError:
         return None
 
@@ -142,7 +143,7 @@ def _train(
 ) -> Teacher:
     config = experiment.teacher
     torch.manual_seed(config.seed)
-    network = build_model(config.model, dataset.shape[0], len(dataset.classes))
+    network = build_model(config.model, dataset.shape, len(dataset.classes))
     state = new_state(network, config.train, device)
     unfinished = folder / "training.pt"
     if unfinished.exists():
@@ -186,7 +187,7 @@ def _read_network(experiment: Experiment, dataset: Dataset) -> nn.Module:
     config = experiment.teacher
     assert config.weights is not None
     path = Path(config.weights)
-    network = build_model(config.model, dataset.shape[0], len(dataset.classes))
+    network = build_model(config.model, dataset.shape, len(dataset.classes))
     fit_weights(network, read_weights(path), f"{path} into {config.model} for {len(dataset.classes)} classes")
     return network
 
@@ -215,7 +216,7 @@ def _keep(network: nn.Module, name: str, dataset: Dataset, folder: Path, *, trai
     teacher = Teacher(
         folder=str(folder),
         model=name,
-        channels=dataset.shape[0],
+        image_shape=dataset.shape,
         classes=len(dataset.classes),
         fingerprint=fingerprint(name, weights),
         val_accuracy=validation.accuracy,

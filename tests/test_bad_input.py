@@ -203,7 +203,7 @@ def test_a_data_folder_that_is_not_there_is_named(pictures: Path, refused: Refus
 
 
 def test_a_checkpoint_with_other_shapes_names_the_keys(tmp_path: Path, refused: Refused) -> None:
-    torch.save(build_model("cnn-16", 1, 10).state_dict(), tmp_path / "teacher.pt")
+    torch.save(build_model("cnn-16", (1, 8, 8), 10).state_dict(), tmp_path / "teacher.pt")
     teacher = {"model": "cnn-8-16", "weights": str(tmp_path / "teacher.pt")}
     shown = refused("teacher", write(tmp_path, teacher=teacher))
     assert "blocks.0.0.weight: (16, 1, 3, 3) in the file, (8, 1, 3, 3) in the model" in shown
@@ -212,7 +212,7 @@ def test_a_checkpoint_with_other_shapes_names_the_keys(tmp_path: Path, refused: 
 
 
 def test_a_checkpoint_for_other_classes_names_the_last_layer(tmp_path: Path, refused: Refused) -> None:
-    torch.save(build_model("cnn-8", 1, 100).state_dict(), tmp_path / "teacher.pt")
+    torch.save(build_model("cnn-8", (1, 8, 8), 100).state_dict(), tmp_path / "teacher.pt")
     teacher = {"model": "cnn-8", "weights": str(tmp_path / "teacher.pt")}
     shown = refused("teacher", write(tmp_path, teacher=teacher))
     assert "fc.weight: (100, 8) in the file, (10, 8) in the model" in shown

@@ -35,7 +35,7 @@ def silent(done: int, views: int) -> None:
 
 def a_network(seed: int) -> nn.Module:
     torch.manual_seed(seed)
-    network = build_model("cnn-8-16", 1, 3).eval()
+    network = build_model("cnn-8-16", (1, 8, 8), 3).eval()
     return network.requires_grad_(requires_grad=False)
 
 

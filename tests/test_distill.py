@@ -203,7 +203,7 @@ def test_projectors_are_trained_and_are_not_part_of_the_student(
     before = copied(learner.projectors)
     trained(student, experiment, materials)
     assert not any(torch.equal(tensor, before[key]) for key, tensor in learner.projectors.state_dict().items())
-    assert student.network.state_dict().keys() == build_model("cnn-4-8", 1, 10).state_dict().keys()
+    assert student.network.state_dict().keys() == build_model("cnn-4-8", (1, 8, 8), 10).state_dict().keys()
     assert {"projectors.0.weight", "projectors.1.weight"} <= student.state.state_dict()["learner"].keys()
     assert student.network is learner.tapped.model
 

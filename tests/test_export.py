@@ -30,7 +30,7 @@ from tests.conftest import CPU, MakeExperiment
 def a_student(seed: int = 0, model: str = "cnn-8") -> nn.Module:
     """With statistics of its own, as training leaves them."""
     torch.manual_seed(seed)
-    network = build_model(model, 1, 10)
+    network = build_model(model, (1, 8, 8), 10)
     with torch.no_grad():
         network(torch.rand(64, 1, 8, 8) * 3)
     return network.eval()
@@ -97,7 +97,7 @@ def test_the_export_of_a_feature_trial_holds_the_bare_student(
     list(trial.records)
     export_student(tmp_path / "student", trial.student.network, experiment, materials.dataset, "card")
     weights = safetensors.torch.load_file(tmp_path / "student" / "student.safetensors")
-    assert weights.keys() == build_model("cnn-4-8", 1, 10).state_dict().keys()
+    assert weights.keys() == build_model("cnn-4-8", (1, 8, 8), 10).state_dict().keys()
     assert all(torch.equal(weights[key], t) for key, t in trial.student.network.state_dict().items())
     dataset = materials.dataset
     exported = load_student(tmp_path / "student").network

@@ -34,7 +34,7 @@ def taps_of(network: nn.Module) -> tuple[str, ...]:
 def ghost(name: str, channels: int, classes: int) -> nn.Module:
     """The model on the meta device: shapes without numbers."""
     with torch.device("meta"):
-        return build_model(name, channels, classes)
+        return build_model(name, (channels, 8, 8), classes)
 
 
 @pytest.fixture
@@ -45,19 +45,19 @@ def images() -> Tensor:
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_gives_one_logit_a_class_for_grey_and_colour_images(name: str, channels: int) -> None:
-    logits = build_model(name, channels, 7).eval()(torch.zeros(2, channels, 8, 8))
+    logits = build_model(name, (channels, 8, 8), 7).eval()(torch.zeros(2, channels, 8, 8))
     assert logits.shape == (2, 7)
 
 
 @pytest.mark.parametrize("name", ["cnn-16", "cnn-32-64-64", "resnet8", "resnet8x4"])
 @pytest.mark.parametrize("size", [(4, 4), (7, 9), (32, 32)])
 def test_a_model_takes_images_of_any_size(name: str, size: tuple[int, int]) -> None:
-    assert build_model(name, 3, 5).eval()(torch.zeros(2, 3, *size)).shape == (2, 5)
+    assert build_model(name, (3, *size), 5).eval()(torch.zeros(2, 3, *size)).shape == (2, 5)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_tap_has_the_shape_that_tap_shapes_foretells(name: str) -> None:
-    network = build_model(name, 3, 7).eval()
+    network = build_model(name, (3, 8, 8), 7).eval()
     taps = taps_of(network)
     assert taps
     assert set(taps) <= {module for module, _ in network.named_modules()}
@@ -112,7 +112,7 @@ def test_a_residual_block_computes_what_torchvisions_does(
 
 def test_a_resnet_is_its_parts_one_after_the_other(images: Tensor) -> None:
     torch.manual_seed(0)
-    network = build_model("resnet14", 3, 5).eval()
+    network = build_model("resnet14", (3, 8, 8), 5).eval()
     assert isinstance(network, CifarResNet)
     features = torch.relu(network.bn1(network.conv1(images)))
     expected = []
@@ -128,7 +128,7 @@ def test_a_resnet_is_its_parts_one_after_the_other(images: Tensor) -> None:
 
 def test_a_cnns_taps_are_its_blocks_after_their_relu(images: Tensor) -> None:
     torch.manual_seed(0)
-    network = build_model("cnn-8-16", 3, 5).eval()
+    network = build_model("cnn-8-16", (3, 8, 8), 5).eval()
     assert isinstance(network, PlainCNN)
     state = network.state_dict()
     expected, features = [], images
@@ -145,7 +145,7 @@ def test_a_cnns_taps_are_its_blocks_after_their_relu(images: Tensor) -> None:
 @pytest.mark.parametrize("name", ["cnn-8-16", "resnet8"])
 def test_taps_leave_the_logits_alone(name: str, images: Tensor) -> None:
     torch.manual_seed(0)
-    network = build_model(name, 3, 5).eval()
+    network = build_model(name, (3, 8, 8), 5).eval()
     before = network(images)
     logits, _ = Tapped(network, taps_of(network))(images)
     assert torch.equal(logits, before)
@@ -153,13 +153,13 @@ def test_taps_leave_the_logits_alone(name: str, images: Tensor) -> None:
 
 
 def test_taps_come_in_the_order_in_which_they_were_named(images: Tensor) -> None:
-    network = build_model("resnet8", 3, 5).eval()
+    network = build_model("resnet8", (3, 8, 8), 5).eval()
     _, features = Tapped(network, ["layer3", "layer1"])(images)
     assert [feature.shape[1] for feature in features] == [64, 16]
 
 
 def test_a_second_forward_gives_fresh_features(images: Tensor) -> None:
-    tapped = Tapped(build_model("cnn-8", 3, 5).eval(), ["blocks.0"])
+    tapped = Tapped(build_model("cnn-8", (3, 8, 8), 5).eval(), ["blocks.0"])
     _, (first,) = tapped(images)
     kept = first.detach().clone()
     _, (second,) = tapped(-images)
@@ -168,7 +168,7 @@ def test_a_second_forward_gives_fresh_features(images: Tensor) -> None:
 
 
 def test_features_live_no_longer_than_whoever_asked_for_them(images: Tensor) -> None:
-    tapped = Tapped(build_model("cnn-8", 3, 5).eval(), ["blocks.0"])
+    tapped = Tapped(build_model("cnn-8", (3, 8, 8), 5).eval(), ["blocks.0"])
     with torch.no_grad():
         _, (features,) = tapped(images)
     alive = weakref.ref(features)
@@ -177,7 +177,7 @@ def test_features_live_no_longer_than_whoever_asked_for_them(images: Tensor) -> 
 
 
 def test_gradients_flow_through_a_tap(images: Tensor) -> None:
-    network = build_model("cnn-8-16", 3, 5)
+    network = build_model("cnn-8-16", (3, 8, 8), 5)
     _, (features,) = Tapped(network, ["blocks.0"])(images)
     features.square().mean().backward()
     touched = {name for name, parameter in network.named_parameters() if parameter.grad is not None}
@@ -194,7 +194,7 @@ def test_a_wrapper_sees_the_features_as_ordinary_outputs(images: Tensor) -> None
             logits, features = self.module(images)
             return logits, features
 
-    network = build_model("resnet8", 3, 5).eval()
+    network = build_model("resnet8", (3, 8, 8), 5).eval()
     logits, features = Wrapper(Tapped(network, taps_of(network)))(images)
     plain_logits, plain_features = Tapped(network, taps_of(network))(images)
     assert torch.equal(logits, plain_logits)
@@ -209,7 +209,9 @@ def test_a_tap_that_names_no_module_is_refused() -> None:
 def test_the_global_seed_decides_the_weights() -> None:
     def weights(seed: int) -> Tensor:
         torch.manual_seed(seed)
-        return torch.cat([parameter.detach().flatten() for parameter in build_model("cnn-8", 1, 3).parameters()])
+        return torch.cat(
+            [parameter.detach().flatten() for parameter in build_model("cnn-8", (1, 8, 8), 3).parameters()]
+        )
 
     assert torch.equal(weights(3), weights(3))
     assert not torch.equal(weights(3), weights(4))

@@ -196,7 +196,7 @@ def prefixed(weights: Weights, prefix: str) -> Weights:
 
 def a_whole_training(weights: Weights, path: Path) -> None:
     """As training scripts save: epoch, optimizer state, scheduler, best accuracy beside the model."""
-    network = build_model("cnn-8-16", 1, 10)
+    network = build_model("cnn-8-16", (1, 8, 8), 10)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
     network(torch.randn(2, 1, 8, 8)).sum().backward()
     optimizer.step()
@@ -265,7 +265,7 @@ def test_a_teacher_brought_along_is_kept_as_it_was(
 def test_half_precision_weights_become_float32(trained: Weights, tmp_path: Path) -> None:
     path = tmp_path / "half.pt"
     torch.save({key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in trained.items()}, path)
-    network = build_model("cnn-8-16", 1, 10)
+    network = build_model("cnn-8-16", (1, 8, 8), 10)
     fit_weights(network, read_weights(path), "")
     assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
     assert torch.equal(network.state_dict()["fc.weight"], trained["fc.weight"].half().float())
@@ -330,7 +330,7 @@ def test_a_resnet20_in_the_layout_of_public_repositories_loads(tmp_path: Path) -
     path = tmp_path / "resnet20_best.pth"
     weights = public_resnet20()
     torch.save({"epoch": 240, "model": weights, "best_acc": torch.tensor(69.06)}, path)
-    network = build_model("resnet20", 3, 100)
+    network = build_model("resnet20", (3, 8, 8), 100)
     fit_weights(network, read_weights(path), "")
     assert same(network.state_dict(), weights)
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -341,7 +341,7 @@ def test_a_resnet20_in_the_layout_of_public_repositories_loads(tmp_path: Path) -
 def test_step_counters_of_batchnorm_may_be_missing() -> None:
     """Checkpoints older than PyTorch 0.4.1 have none."""
     weights = {key: t for key, t in public_resnet20().items() if not key.endswith("num_batches_tracked")}
-    network = build_model("resnet20", 3, 100)
+    network = build_model("resnet20", (3, 8, 8), 100)
     fit_weights(network, weights, "")
     assert all(torch.equal(network.state_dict()[key], tensor) for key, tensor in weights.items())
 
@@ -351,7 +351,7 @@ def test_step_counters_of_batchnorm_may_be_missing() -> None:
 
 def test_other_shapes_are_named_with_both_shapes(trained: Weights) -> None:
     with pytest.raises(TeacherError) as caught:
-        fit_weights(build_model("cnn-8-16", 1, 7), trained, "the file into cnn-8-16 for 7 classes")
+        fit_weights(build_model("cnn-8-16", (1, 8, 8), 7), trained, "the file into cnn-8-16 for 7 classes")
     message = str(caught.value)
     assert "the file into cnn-8-16 for 7 classes" in message
     assert "other shapes (2)" in message
@@ -361,7 +361,7 @@ def test_other_shapes_are_named_with_both_shapes(trained: Weights) -> None:
 
 def test_missing_and_unexpected_keys_are_named_together(trained: Weights) -> None:
     renamed = {("head.weight" if key == "fc.weight" else key): tensor for key, tensor in trained.items()}
-    network = build_model("cnn-8-16", 1, 10)
+    network = build_model("cnn-8-16", (1, 8, 8), 10)
     before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
     with pytest.raises(TeacherError) as caught:
         fit_weights(network, renamed, "it")
@@ -459,7 +459,7 @@ def test_a_missing_file_and_a_folder_are_errors_that_name_them(tmp_path: Path) -
 def test_an_untrained_teacher_is_refused(make_experiment: MakeExperiment, digits: Dataset, tmp_path: Path) -> None:
     torch.manual_seed(0)
     path = tmp_path / "fresh.pt"
-    torch.save(build_model("cnn-8-16", 1, 10).state_dict(), path)
+    torch.save(build_model("cnn-8-16", (1, 8, 8), 10).state_dict(), path)
     with pytest.raises(TeacherError, match=r"no better than chance.*normalisation.*order of the classes"):
         obtain(make_experiment({"teacher.weights": str(path)}), digits, CPU, refuse)
 

@@ -31,7 +31,7 @@ def config_of(**values: object) -> Train:
 
 def fresh(config: Train, seed: int = 0, dropout: bool = False) -> TrainingState:
     torch.manual_seed(seed)
-    network = build_model("cnn-4-8", 1, 3)
+    network = build_model("cnn-4-8", (1, 8, 8), 3)
     return new_state(nn.Sequential(nn.Dropout(0.2), network) if dropout else network, config, CPU)
 
 
@@ -142,7 +142,7 @@ def test_the_loop_equals_a_bare_torch_loop_bit_for_bit(toy: Dataset, values: dic
     state = fresh(config)
     run(state, toy, config, seed=5)
     torch.manual_seed(0)
-    network = build_model("cnn-4-8", 1, 3)
+    network = build_model("cnn-4-8", (1, 8, 8), 3)
     optimizer: torch.optim.Optimizer
     if config.optimizer == "sgd":
         optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)

@@ -140,7 +140,7 @@ def tap_teacher(experiment: Experiment, network: nn.Module) -> Tapped:
     What lies nearest to the logits matters most where one of the two has more stages.
     """
     with torch.device("meta"):
-        student = build_model(experiment.student.model, channels=3, classes=2)
+        student = build_model(experiment.student.model, (3, 32, 32), classes=2)
     theirs = _taps_of(network)
     return Tapped(network, theirs[-min(len(_taps_of(student)), len(theirs)) :])
 
@@ -153,4 +153,4 @@ def _taps_of(network: nn.Module) -> tuple[str, ...]:
 
 def _new_network(experiment: Experiment, dataset: Dataset, seed: int) -> nn.Module:
     torch.manual_seed(seed)  # before anything else is built: every trial of a seed starts from the same weights
-    return build_model(experiment.student.model, dataset.shape[0], len(dataset.classes))
+    return build_model(experiment.student.model, dataset.shape, len(dataset.classes))

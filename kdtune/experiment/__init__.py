@@ -1,7 +1,7 @@
 """The experiment file: YAML in, one frozen `Experiment` out, every mistake at once."""
 
-from kdtune.experiment.loading import differences, dump, json_schema, load, parse, textbook, with_values
 from kdtune.experiment.images import Data
+from kdtune.experiment.loading import differences, dump, json_schema, load, parse, textbook, with_values
 from kdtune.experiment.models import Experiment, Resources
 from kdtune.experiment.networks import Model, Student, Teacher
 from kdtune.experiment.objective import Distill

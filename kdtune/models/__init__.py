@@ -1,10 +1,10 @@
-"""The model zoo: `build_model(name, channels, classes)`, and taps on the feature maps inside.
+"""The model zoo: `build_model(name, image_shape, classes)`, and taps on the feature maps inside.
 
 A model takes images [B, C, H, W] and gives logits [B, classes]; its `taps` name the modules whose outputs are its
 feature maps. Adding one is a line here and its name in `experiment.models.ModelName`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -37,15 +37,19 @@ MODELS: dict[str, Callable[[int, int], nn.Module]] = {
 }
 
 
-def build_model(name: str, channels: int, classes: int) -> nn.Module:
-    """A freshly initialised model; torch's global generator decides the weights."""
-    return MODELS[name](channels, classes)
+def build_model(
+    name: str, image_shape: tuple[int, int, int], classes: int, options: Mapping[str, object] | None = None
+) -> nn.Module:
+    """A freshly initialised model for images (C, H, W); torch's global generator decides the weights."""
+    return MODELS[name](image_shape[0], classes)
 
 
-def tap_shapes(name: str, taps: Sequence[str], image_shape: tuple[int, int, int]) -> list[tuple[int, ...]]:
+def tap_shapes(
+    name: str, taps: Sequence[str], image_shape: tuple[int, int, int], options: Mapping[str, object] | None = None
+) -> list[tuple[int, ...]]:
     """Shape of each tap's output for one image (C, H, W), found on the meta device: nothing is computed."""
     with torch.device("meta"), torch.no_grad():
-        ghost = Tapped(build_model(name, image_shape[0], classes=2), taps).eval()
+        ghost = Tapped(build_model(name, image_shape, classes=2, options=options), taps).eval()
         _, features = ghost(torch.empty((1, *image_shape)))
     return [tuple(feature.shape[1:]) for feature in features]
 
