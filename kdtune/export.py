@@ -28,12 +28,12 @@ from torch import Tensor, nn
 from kdtune.data import Dataset, affine
 from kdtune.errors import ExportError
 from kdtune.experiment import Experiment, dump
-from kdtune.models import MODELS, build_model, count_parameters
-from kdtune.records import write_bytes, write_text
+from kdtune.models import build_model, count_parameters
+from kdtune.records import BEST, DISTILLED, write_bytes, write_text
 from kdtune.teacher import fingerprint
 
-FORMAT = 1
-CONFIG_KEYS = ("format", "model", "fingerprint", "image_shape", "classes", "mean", "std")
+FORMAT = 2
+CONFIG_KEYS = ("format", "model", "options", "fingerprint", "image_shape", "classes", "mean", "std")
 CHECKED_IMAGES = 256
 TOLERANCE = 1e-6
 
@@ -85,18 +85,15 @@ def load_student(path: str | Path) -> ExportedStudent:
     missing = [key for key in CONFIG_KEYS if key not in config]
     if missing:
         raise ExportError(f"{folder} is no export: config.json has no {', '.join(missing)}")
-    if config.get("format") != FORMAT or config.get("model") not in MODELS:
-        raise ExportError(
-            f"{folder} is of format {config.get('format')} with model {config.get('model')!r}; this version "
-            f"reads format {FORMAT} and the models of `kdtune list models`"
-        )
-    if fingerprint(config["model"], weights) != config["fingerprint"]:
+    if config["format"] != FORMAT:
+        raise ExportError(f"{folder} is of format {config['format']}; this version reads format {FORMAT}")
+    if fingerprint(config["model"], weights, config["options"]) != config["fingerprint"]:
         raise ExportError(f"{folder}: student.safetensors is not the file that config.json describes (fingerprint)")
     try:
         channels, height, width = config["image_shape"]
         if not len(config["mean"]) == len(config["std"]) == channels:
             raise ValueError(f"mean and std are not of {channels} channels")
-        network = build_model(config["model"], (channels, height, width), len(config["classes"]))
+        network = build_model(config["model"], (channels, height, width), len(config["classes"]), config["options"])
         network.load_state_dict(weights)
         shape = (channels, height, width)
         student = ExportedStudent(network, config["classes"], shape, config["mean"], config["std"])
@@ -114,12 +111,13 @@ def export_student(folder: Path, network: nn.Module, experiment: Experiment, dat
     config = {
         "format": FORMAT,
         "model": experiment.student.model,
+        "options": experiment.student.options,
         "classes": list(dataset.classes),
         "image_shape": list(dataset.shape),
         "mean": list(dataset.mean),
         "std": list(dataset.std),
         "parameters": count_parameters(network),
-        "fingerprint": fingerprint(experiment.student.model, weights),
+        "fingerprint": fingerprint(experiment.student.model, weights, experiment.student.options),
         "kdtune": version("kdtune"),
     }
     if folder.exists() and any(folder.iterdir()) and not _is_export(folder):
@@ -178,7 +176,8 @@ def export_run(run: Path, to: Path, experiment: Experiment, dataset: Dataset, su
         weights = safetensors.torch.load_file(run / "final" / "best.safetensors")
     except FileNotFoundError:
         raise ExportError(f"{run} has no trained winner yet; the same `kdtune search` takes it up again") from None
-    network = build_model(experiment.student.model, dataset.shape, len(dataset.classes))
+    student = experiment.student
+    network = build_model(student.model, dataset.shape, len(dataset.classes), student.options)
     network.load_state_dict(weights)
     return export_student(to, network.eval(), experiment, dataset, run_card(experiment, dataset, summary))
 
@@ -186,8 +185,7 @@ def export_run(run: Path, to: Path, experiment: Experiment, dataset: Dataset, su
 def run_card(experiment: Experiment, dataset: Dataset, summary: Mapping[str, Any]) -> str:
     """Model card of a search's winner: what it is, how to use it, what it was compared with."""
     rows = "\n".join(_table_row(row) for row in summary["results"])
-    found = "\n".join(f"- `{path}`: {value}" for path, value in summary["best"]["config"].items())
-    best = next(row for row in summary["results"] if row["name"] == "best")
+    best = next(row for row in summary["results"] if row["name"] in (BEST, DISTILLED))
     return card(
         experiment,
         dataset,
@@ -198,25 +196,33 @@ def run_card(experiment: Experiment, dataset: Dataset, summary: Mapping[str, Any
 Test accuracy, mean ± standard deviation over seeds; the test set was read once. The weights here are the first
 seed's, whose test accuracy is {best["test_accuracy"][0]:.4f}.
 
-| | accuracy | runs | parameters | latency (ms, one image) |
-|---|---|---|---|---|
+| | model | accuracy | runs | parameters | size (MB) | latency (ms, one image) |
+|---|---|---|---|---|---|---|
 {rows}
 
-## What the search found
+{_what_was_found(summary)}""",
+    )
+
+
+def _what_was_found(summary: Mapping[str, Any]) -> str:
+    search, best = summary["search"], summary["best"]
+    if not search["trials"]:
+        return "Nothing was searched: the configuration is the one that the experiment below says.\n"
+    found = "\n".join(f"- `{path}`: {value}" for path, value in best["config"].items())
+    return f"""## What the search found
 
 {found}
 
-{summary["search"]["trials"]} trials, {summary["search"]["epochs_run"]} of {summary["search"]["epochs_full"]} epochs
-run, validation accuracy of the winner {summary["best"]["val_accuracy"]:.4f}.
-""",
-    )
+{search["trials"]} trials, {search["epochs_run"]} of {search["epochs_full"]} epochs run, validation accuracy of the
+winner {best["val_accuracy"]:.4f}.
+"""
 
 
 def _table_row(row: Mapping[str, Any]) -> str:
     spread = "" if row["std"] is None else f" ± {row['std']:.4f}"
     return (
-        f"| {row['name']} | {row['mean']:.4f}{spread} | {len(row['test_accuracy'])} | {row['parameters']:,} "
-        f"| {row['latency_ms']:.2f} |"
+        f"| {row['name']} | {row['model']} | {row['mean']:.4f}{spread} | {len(row['test_accuracy'])} "
+        f"| {row['parameters']:,} | {row['size_mb']:.2f} | {row['latency_ms']:.2f} |"
     )
 
 
@@ -245,7 +251,7 @@ def card(experiment: Experiment, dataset: Dataset, body: str, accuracy: float | 
 {yaml.safe_dump(header, sort_keys=False).strip()}
 ---
 
-# {experiment.name}: {experiment.student.model} taught by {experiment.teacher.model}
+# {experiment.name}: {experiment.student.model} taught by {experiment.own_teacher.named}
 
 A {experiment.student.model} for {len(dataset.classes)} classes and images of {width} x {height} pixels with {channels}
 channel(s), trained on {dataset.name} by knowledge distillation with [kdtune](https://pypi.org/project/kdtune).

@@ -23,6 +23,7 @@ from kdtune.errors import RunError
 
 # Rows of the results table, and who a run of the final stage is for.
 TEACHER, ALONE, TEXTBOOK_KD, BEST = "teacher", "student alone", "textbook KD", "best"
+DISTILLED = "distilled"  # instead of the best, where nothing was searched: the file's own configuration
 
 
 @dataclass(frozen=True)

@@ -2,69 +2,114 @@
 
     {"search": {"trials", "epochs_run", "epochs_full", "seconds", "stopped_early"},
      "best": {"config", "val_accuracy"},
-     "results": [{"name", "test_accuracy": [one a seed], "mean", "std", "parameters", "latency_ms"}, ...]}
+     "results": [{"name", "model", "test_accuracy": [one a seed], "mean", "std", "parameters", "size_mb", "latency_ms"}],
+     "classes": [...], "confusion": {"student alone": [[...]], "best": [[...]]}}
 
-Accuracies are fractions in 0..1; std is the sample's (n - 1), null for a single run.
+Accuracies are fractions in 0..1; std is the sample's (n - 1), null for a single run. Confusion matrices count test
+images over all seeds, label by answer; a data set of many classes has none.
 """
 
 import json
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from kdtune.data import Dataset
 from kdtune.errors import RunError
-from kdtune.experiment import Experiment
+from kdtune.experiment import Experiment, Student, row
 from kdtune.models import build_model, count_parameters
-from kdtune.records import ALONE, BEST, TEACHER, TEXTBOOK_KD, TrialRecord, write_text
+from kdtune.records import ALONE, BEST, DISTILLED, TEACHER, TEXTBOOK_KD, TrialRecord, write_text
+from kdtune.teacher import Teacher
 from kdtune.training import default_device, evaluate
 from kdtune.trial import Materials
 
-ORDER = (ALONE, TEXTBOOK_KD, BEST)  # of the results, after the teacher
 LATENCY_RUNS, LATENCY_WARMUP = 100, 20
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search has found: its trials, the one that won, and trials, stopped_early and seconds of its outcome."""
+
+    trials: Sequence[TrialRecord]
+    best: TrialRecord
+    outcome: Mapping[str, Any]
 
 
 def summarise(
     experiment: Experiment,
-    trials: Sequence[TrialRecord],
-    best: TrialRecord,
-    outcome: Mapping[str, Any],
+    winner: Experiment,
     lines: Sequence[Mapping[str, Any]],
     materials: Materials,
+    found: Found | None,
 ) -> dict[str, Any]:
-    """The summary of a run whose final stage is complete; reads the test set once for the teacher.
+    """The summary of a run whose final stage is complete; reads the test set once for each teacher.
 
-    `outcome` holds trials, stopped_early and seconds of the search, `lines` are those of final.jsonl.
+    `lines` are those of final.jsonl; `found` is None where nothing was searched.
     """
     device = default_device()
     dataset = materials.dataset.to(device)
-    teacher = materials.teacher.load(device)
-    on_test = evaluate(teacher, dataset, dataset.test.images, dataset.test.labels)
-    row = _result(TEACHER, [on_test.accuracy], _cost(teacher, dataset.shape))
-    if not materials.teacher.trained_here:
-        row["note"] = "brought along: it may have been trained on validation images"
-    student = build_model(experiment.student.model, dataset.shape, len(dataset.classes)).to(device).eval()
-    cost = _cost(student, dataset.shape)  # measured once: all students are one architecture
-    results = [row]
-    for name in ORDER:
-        by_seed = {line["seed"]: line["test_accuracy"] for line in lines if line["name"] == name}
+    own = winner.teacher_name
+    named = sorted(materials.teachers, key=lambda name: name != own)
+    results = [
+        _teacher_row(TEACHER if name == own else f"{TEACHER} {name}", materials.teachers[name], dataset)
+        for name in named
+    ]
+    changed = {name: row(experiment, changes)[0] for name, changes in experiment.final.rows.items()}
+    costs: dict[str, dict[str, Any]] = {}
+    for name in dict.fromkeys([ALONE, TEXTBOOK_KD, *changed, DISTILLED, BEST]):
+        by_seed = {line["seed"]: line for line in lines if line["name"] == name}
         if by_seed:
-            results.append(_result(name, [by_seed[seed] for seed in sorted(by_seed)], cost))
+            student = changed.get(name, winner).student
+            key = student.model_dump_json()  # measured once an architecture
+            costs[key] = costs.get(key) or _student_cost(student, dataset)
+            runs = [by_seed[seed] for seed in sorted(by_seed)]
+            results.append(_result(name, student.model, [line["test_accuracy"] for line in runs], costs[key]))
     return {
         "search": {
-            "trials": outcome["trials"],
-            "epochs_run": sum(len(trial.epochs) for trial in trials),
-            "epochs_full": sum(trial.epochs[-1].epochs for trial in trials),
-            "seconds": outcome["seconds"],
-            "stopped_early": outcome["stopped_early"],
+            "trials": found.outcome["trials"] if found else 0,
+            "epochs_run": sum(len(trial.epochs) for trial in found.trials) if found else 0,
+            "epochs_full": sum(trial.epochs[-1].epochs for trial in found.trials) if found else 0,
+            "seconds": found.outcome["seconds"] if found else 0.0,
+            "stopped_early": found.outcome["stopped_early"] if found else 0,
         },
-        "best": {"config": dict(best.config), "val_accuracy": best.val_accuracy},
+        "best": {
+            "config": dict(found.best.config) if found else {},
+            "val_accuracy": found.best.val_accuracy if found else None,
+        },
         "results": results,
+        "classes": list(dataset.classes),
+        "confusion": _confusion(lines),
     }
+
+
+def _confusion(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Before and after: of the student alone and of the winner, summed over seeds."""
+    found: dict[str, Any] = {}
+    for name in (ALONE, DISTILLED, BEST):
+        tables = [line["confusion"] for line in lines if line["name"] == name and line.get("confusion")]
+        if tables:
+            found[name] = torch.tensor(tables).sum(dim=0).tolist()
+    return found
+
+
+def _teacher_row(name: str, teacher: Teacher, dataset: Dataset) -> dict[str, Any]:
+    network = teacher.load(dataset.labels.device)
+    on_test = evaluate(network, dataset, dataset.test.images, dataset.test.labels)
+    found = _result(name, teacher.model, [on_test.accuracy], _cost(network, dataset.shape))
+    if not teacher.trained_here:
+        found["note"] = "brought along: it may have been trained on validation images"
+    return found
+
+
+def _student_cost(student: Student, dataset: Dataset) -> dict[str, Any]:
+    network = build_model(student.model, dataset.shape, len(dataset.classes), student.options)
+    return _cost(network.to(dataset.labels.device).eval(), dataset.shape)
 
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
@@ -82,9 +127,10 @@ def read_summary(folder: Path) -> dict[str, Any]:
     return summary
 
 
-def _result(name: str, accuracies: Sequence[float], cost: Mapping[str, Any]) -> dict[str, Any]:
+def _result(name: str, model: str, accuracies: Sequence[float], cost: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "name": name,
+        "model": model,
         "test_accuracy": list(accuracies),
         "mean": statistics.fmean(accuracies),
         "std": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
@@ -93,7 +139,12 @@ def _result(name: str, accuracies: Sequence[float], cost: Mapping[str, Any]) -> 
 
 
 def _cost(network: nn.Module, shape: tuple[int, int, int]) -> dict[str, Any]:
-    return {"parameters": count_parameters(network), "latency_ms": round(latency_ms(network, shape), 4)}
+    stored = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
+    return {
+        "parameters": count_parameters(network),
+        "size_mb": round(stored / 1e6, 4),
+        "latency_ms": round(latency_ms(network, shape), 4),
+    }
 
 
 @torch.inference_mode()

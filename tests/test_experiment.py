@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import jsonschema  # type: ignore[import-untyped]  # ray's dependency
 import pytest
@@ -19,7 +19,9 @@ from kdtune.data import DATASETS
 from kdtune.distill import FEATURE_LOSSES, LOGIT_LOSSES
 from kdtune.errors import ExperimentError
 from kdtune.experiment import Experiment, differences, dump, json_schema, load, parse, space, textbook, with_values
-from kdtune.experiment.models import TEXTBOOK, DatasetName, FeatureLoss, LogitLoss, ModelName
+from kdtune.experiment.images import DatasetName
+from kdtune.experiment.networks import MODEL_NAMES
+from kdtune.experiment.objective import TEXTBOOK, FeatureLoss, LogitLoss
 from kdtune.experiment.schedule import FORMS, Kind
 from kdtune.models import MODELS
 from kdtune.schedules import SCHEDULES
@@ -218,7 +220,7 @@ def test_views_are_one_an_epoch_where_images_are_augmented() -> None:
 @pytest.mark.parametrize(
     ("names", "registry"),
     [
-        (ModelName, MODELS),
+        (Literal[MODEL_NAMES], MODELS),
         (DatasetName, DATASETS),
         (LogitLoss, LOGIT_LOSSES),
         (FeatureLoss, FEATURE_LOSSES),

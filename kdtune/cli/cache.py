@@ -21,51 +21,63 @@ def build(file: File = None, overrides: Overrides = None) -> None:
 
     from kdtune.cli.progress import watcher
     from kdtune.training import default_device
-    from kdtune.trial import prepare
+    from kdtune.trial import prepare, with_assistants
 
     with resumable(), watcher() as watch:
-        materials = prepare(experiment, default_device(), watch, recheck=True)
-        watch.say(f"cache     kept in {materials.cache}")
+        materials = prepare(with_assistants(experiment), default_device(), watch, recheck=True)
+        for folder in materials.caches.values():
+            watch.say(f"cache     kept in {folder}")
 
 
 @app.command()
 def info(file: File = None, overrides: Overrides = None) -> None:
-    """Print what the cache holds and what it belongs to."""
-    cache = _find(read(file, overrides))
-
-    manifest = cache.manifest
-    rows = {
-        "folder": cache.folder,
-        "views": manifest.views,
-        **vars(manifest.identity),
-        "bytes": f"{manifest.views * manifest.column_bytes:,}",
-        "teacher model": f"{manifest.teacher_model}, validation accuracy {manifest.teacher_val_accuracy:.2%}",
-        "built with": ", ".join(f"{name} {number}" for name, number in manifest.versions.items()),
-    }
-    for name, value in rows.items():
-        typer.echo(f"{name:<14} {value}")
+    """Print what each teacher's cache holds and what it belongs to."""
+    for teacher, cache in _find(read(file, overrides)).items():
+        manifest = cache.manifest
+        rows = {
+            "teacher": teacher,
+            "folder": cache.folder,
+            "views": manifest.views,
+            **{name: value for name, value in vars(manifest.identity).items() if name != "teacher"},
+            "fingerprint": manifest.identity.teacher,
+            "bytes": f"{manifest.views * manifest.column_bytes:,}",
+            "teacher model": f"{manifest.teacher_model}, validation accuracy {manifest.teacher_val_accuracy:.2%}",
+            "built with": ", ".join(f"{name} {number}" for name, number in manifest.versions.items()),
+        }
+        for name, value in rows.items():
+            typer.echo(f"{name:<14} {value}")
 
 
 @app.command()
 def verify(file: File = None, overrides: Overrides = None) -> None:
-    """Read every byte and compare it with the manifest."""
-    cache = _find(read(file, overrides))
-    bad = cache.bad_columns()
-    if bad:
-        raise CacheError(
-            f"{cache.folder}: {len(bad)} of {cache.manifest.views} view columns are damaged or missing: "
-            f"{', '.join(map(str, bad[:20]))}. `kdtune cache build` computes them again"
-        )
-    typer.echo(f"{cache.folder}: all {cache.manifest.views} view columns are as they were written")
+    """Read every byte of every teacher's cache and compare it with the manifest."""
+    wrong = []
+    for cache in _find(read(file, overrides)).values():
+        bad = cache.bad_columns()
+        if bad:
+            wrong.append(
+                f"{cache.folder}: {len(bad)} of {cache.manifest.views} view columns are damaged or missing: "
+                f"{', '.join(map(str, bad[:20]))}"
+            )
+        else:
+            typer.echo(f"{cache.folder}: all {cache.manifest.views} view columns are as they were written")
+    if wrong:
+        raise CacheError("\n".join(wrong) + ". `kdtune cache build` computes them again")
 
 
-def _find(experiment: "Experiment") -> "LogitCache":
-    """The cache of an experiment whose teacher exists already; trains nothing and builds nothing."""
+def _find(experiment: "Experiment") -> "dict[str, LogitCache]":
+    """The caches of an experiment whose teachers exist already; trains nothing and builds nothing."""
     from kdtune.cache import identify, open_cache
     from kdtune.data import load_dataset
-    from kdtune.teacher import locate
-    from kdtune.trial import cache_folder
+    from kdtune.experiment.chain import teachers_of_students
+    from kdtune.trial import cache_folder, locate, with_assistants
 
+    experiment = with_assistants(experiment)
     dataset = load_dataset(experiment.data)
-    identity = identify(dataset, experiment.data, locate(experiment, dataset))
-    return open_cache(cache_folder(experiment, identity), identity)
+    teachers = locate(experiment, dataset)
+    found = {}
+    for name in teachers_of_students(experiment):
+        if name in teachers:  # peers are none
+            identity = identify(dataset, experiment.data, teachers[name])
+            found[name] = open_cache(cache_folder(experiment, identity), identity)
+    return found

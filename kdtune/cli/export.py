@@ -17,12 +17,12 @@ def export(
     from kdtune.experiment import with_values
     from kdtune.export import export_run
     from kdtune.report import read_summary
-    from kdtune.trial import check_materials, read_run
+    from kdtune.trial import check_materials, made_of, read_run
 
     experiment = read_run(run)
     summary = read_summary(run)
     target = to or run / "student"
     dataset = load_dataset(experiment.data)
-    check_materials(run, {"dataset": dataset.fingerprint, "mean": list(dataset.mean), "std": list(dataset.std)})
+    check_materials(run, made_of(dataset))
     difference = export_run(run, target, with_values(experiment, summary["best"]["config"]), dataset, summary)
     typer.echo(f"{target}: read back, largest difference of logits on real images {difference:.1e}")

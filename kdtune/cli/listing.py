@@ -13,12 +13,14 @@ def list_known(
     ] = None,
 ) -> None:
     """List data sets, models, losses and schedules by the names that experiment files use."""
-    from kdtune.experiment.models import MODEL_NAMES, DatasetName, FeatureLoss, LogitLoss
+    from kdtune.experiment.images import DatasetName
+    from kdtune.experiment.networks import MODEL_NAMES
+    from kdtune.experiment.objective import FeatureLoss, LogitLoss
     from kdtune.experiment.schedule import FORMS
 
     names: dict[str, list[str]] = {
         "datasets": list(get_args(DatasetName)),
-        "models": list(MODEL_NAMES),
+        "models": [*MODEL_NAMES, "timm:<name>", "<module>:<function>"],
         "losses": [
             *(f"{name}  (distill.logit_loss)" for name in get_args(LogitLoss)),
             *(f"{name}  (distill.feature_loss)" for name in get_args(FeatureLoss)),

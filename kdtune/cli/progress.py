@@ -19,13 +19,16 @@ from rich.text import Text
 
 from kdtune.cache import LogitCache
 from kdtune.data import Dataset
-from kdtune.records import ALONE, BEST, EpochRecord
+from kdtune.experiment import Experiment
+from kdtune.experiment.networks import INLINE
+from kdtune.records import ALONE, BEST, DISTILLED, EpochRecord
 from kdtune.teacher import Teacher
 
 if TYPE_CHECKING:
     from kdtune.search.board import Board, Row
 
 SHOWN_ROWS = 10
+SHOWN_CHANGES = 3
 STYLES = {"running": "cyan", "complete": "green", "stopped": "dim", "diverged": "red", "failed": "red"}
 
 
@@ -48,18 +51,18 @@ class Lines:
             f"{len(dataset.test.labels)} to test; {channels} x {height} x {width}, {len(dataset.classes)} classes"
         )
 
-    def teacher_epoch(self, record: EpochRecord) -> None:
+    def teacher_epoch(self, name: str, record: EpochRecord) -> None:
         quarter = max(1, record.epochs // 4)
         if record.epoch % quarter == 0 or record.last:
             self.say(
-                f"teacher   epoch {record.epoch}/{record.epochs}: loss {record.loss:.3f}, "
+                f"{titled(name)} epoch {record.epoch}/{record.epochs}: loss {record.loss:.3f}, "
                 f"validation accuracy {record.val_accuracy:.2%}"
             )
 
-    def teacher_ready(self, teacher: Teacher, dataset: Dataset) -> None:
+    def teacher_ready(self, name: str, teacher: Teacher, dataset: Dataset) -> None:
         origin = "" if teacher.trained_here else " (brought along: it may have seen the validation images)"
         self.say(
-            f"teacher   {teacher.model}: {teacher.val_accuracy:.2%} of {len(dataset.validation)} "
+            f"{titled(name)} {teacher.model}: {teacher.val_accuracy:.2%} of {len(dataset.validation)} "
             f"validation images{origin}"
         )
 
@@ -84,6 +87,9 @@ class Lines:
 
     def already_finished(self, folder: Path) -> None:
         self.say(f"finished  {folder} holds this very experiment; --set name=... searches anew")
+
+    def assistant_search(self, name: str, experiment: Experiment) -> None:
+        self.say(f"assistant {name}: a search of its own, taught by {experiment.teacher_name}")
 
     def search_resumed(self, board: "Board") -> None:
         self._reported = {row.trial for row in board.rows.values() if row.status != "running"}
@@ -114,10 +120,10 @@ class Terminal(Lines):
         super().__init__()
         self.live = Live(console=self.console, refresh_per_second=6, transient=True)
 
-    def teacher_epoch(self, record: EpochRecord) -> None:
+    def teacher_epoch(self, name: str, record: EpochRecord) -> None:
         self.live.update(
             _bar(
-                f"teacher: epoch {record.epoch}/{record.epochs}, validation accuracy {record.val_accuracy:.2%}",
+                f"{titled(name).strip()}: epoch {record.epoch}/{record.epochs}, validation accuracy {record.val_accuracy:.2%}",
                 record.epoch,
                 record.epochs,
             )
@@ -153,6 +159,11 @@ class Terminal(Lines):
         self.live.update(_bar(f"final stage: {done}/{total} runs", done, total))
         if done == total:
             self.say(f"final     {total} runs")
+
+
+def titled(name: str) -> str:
+    """`teacher  `, or `teacher large`: how lines about a teacher begin."""
+    return "teacher  " if name == INLINE else f"teacher {name}:"
 
 
 @contextmanager
@@ -227,6 +238,25 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
+def what_changed(summary: Mapping[str, Any]) -> list[str]:
+    """The pairs of classes whose confusion changed most from the student alone to the winner; none without matrices."""
+    tables = summary["confusion"]
+    name = next((name for name in (BEST, DISTILLED) if name in tables), None)
+    if name is None or ALONE not in tables:
+        return []
+    classes = summary["classes"]
+    changes = []
+    for label, (before, after) in enumerate(zip(tables[ALONE], tables[name], strict=True)):
+        shares = [(b / max(sum(before), 1), a / max(sum(after), 1)) for b, a in zip(before, after, strict=True)]
+        changes += [(a - b, classes[label], classes[k], b, a) for k, (b, a) in enumerate(shares) if k != label]
+    changes.sort(key=lambda change: abs(change[0]), reverse=True)
+    return [
+        f"{label} taken for {answer}: {before:.1%} → {after:.1%}"
+        for difference, label, answer, before, after in changes[:SHOWN_CHANGES]
+        if difference
+    ]
+
+
 def _bar(text: str, done: int, total: int) -> Group:
     return Group(Text(text), Align.left(ProgressBar(total=max(total, 1), completed=done, width=60)))
 
@@ -234,16 +264,18 @@ def _bar(text: str, done: int, total: int) -> Group:
 def results_table(summary: Mapping[str, Any]) -> Table:
     """The table of a finished search: one row each for the teacher, the baselines and the best student."""
     table = Table(title="Test accuracy, last epoch, whole training set", title_justify="left", title_style="bold")
-    for name in ("", "accuracy", "std", "runs", "parameters", "latency"):
-        table.add_column(name, justify="left" if not name else "right")
+    for name in ("", "model", "accuracy", "std", "runs", "parameters", "size", "latency"):
+        table.add_column(name, justify="left" if name in ("", "model") else "right")
     for row in summary["results"]:
-        style = "bold" if row["name"] == BEST else ""
+        style = "bold" if row["name"] in (BEST, DISTILLED) else ""
         table.add_row(
             row["name"],
+            row["model"],
             f"{row['mean']:.2%}",
             "" if row["std"] is None else f"{row['std']:.2%}",
             str(len(row["test_accuracy"])),
             f"{row['parameters']:,}",
+            f"{row['size_mb']:.2f} MB",
             f"{row['latency_ms']:.2f} ms",
             style=style,
         )
@@ -253,19 +285,20 @@ def results_table(summary: Mapping[str, Any]) -> Table:
 def verdict(summary: Mapping[str, Any]) -> str:
     """One sentence: what the best student gains over the student alone, against the spread over seeds."""
     rows = {row["name"]: row for row in summary["results"]}
-    best, alone = rows[BEST], rows.get(ALONE)
+    name = BEST if BEST in rows else DISTILLED
+    best, alone = rows[name], rows.get(ALONE)
     if alone is None:
-        return f"The best student reaches {best['mean']:.2%} on the test set."
+        return f"The {name} student reaches {best['mean']:.2%} on the test set."
     gain = best["mean"] - alone["mean"]
     spread = max(row["std"] or 0.0 for row in (best, alone))
     runs = len(best["test_accuracy"])
     if runs < 3 or not spread:
         return (
-            f"The best student is {gain * 100:+.2f} points against the student alone; "
+            f"The {name} student is {gain * 100:+.2f} points against the student alone; "
             f"{runs} run{'s' * (runs > 1)} of each cannot tell a gain from chance (final.seeds)."
         )
     word = "a clear gain" if gain > 2 * spread else "a clear loss" if gain < -2 * spread else "within the noise"
     return (
-        f"The best student is {gain * 100:+.2f} points against the student alone: {word} "
+        f"The {name} student is {gain * 100:+.2f} points against the student alone: {word} "
         f"({abs(gain) / spread:.1f} standard deviations, {runs} seeds)."
     )

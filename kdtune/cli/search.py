@@ -10,7 +10,7 @@ def search(file: File = None, overrides: Overrides = None) -> None:
     """
     experiment = read(file, overrides)
 
-    from kdtune.cli.progress import results_table, short_config, verdict, watcher
+    from kdtune.cli.progress import results_table, short_config, verdict, watcher, what_changed
     from kdtune.report import read_summary
     from kdtune.search.run import run_search
 
@@ -19,10 +19,14 @@ def search(file: File = None, overrides: Overrides = None) -> None:
     summary = read_summary(folder)
     found = summary["search"]
     watch.console.print(results_table(summary))
+    changes = what_changed(summary)
     for line in (
         verdict(summary),
         f"Found by {found['trials']} trials, {found['epochs_run']} of {found['epochs_full']} epochs, in "
-        f"{found['seconds']:.1f} s: {short_config(summary['best']['config'])}",
+        f"{found['seconds']:.1f} s: {short_config(summary['best']['config'])}"
+        if found["trials"]
+        else "Nothing was searched: the configuration is the file's own.",
+        *(["Changed most: " + "; ".join(changes)] if changes else []),
         f"Student: {folder / 'student'}   Run: {folder}",
         *(f"The {row['name']} was {row['note']}." for row in summary["results"] if "note" in row),
     ):

@@ -4,18 +4,20 @@ from kdtune.cli.options import File, Overrides, read, resumable
 
 
 def teacher(file: File = None, overrides: Overrides = None) -> None:
-    """Train the experiment's teacher, or load its checkpoint, and print its validation accuracy."""
+    """Train the experiment's teachers, or load their checkpoints, and print their validation accuracy."""
     experiment = read(file, overrides)
 
     from kdtune.cli.progress import watcher
     from kdtune.data import load_dataset
-    from kdtune.teacher import obtain
     from kdtune.training import default_device
+    from kdtune.trial import check_networks, obtain, with_assistants
 
     with resumable(), watcher() as watch:
+        experiment = with_assistants(experiment)
         dataset = load_dataset(experiment.data)
         watch.dataset_ready(dataset)
         device = default_device()
-        found = obtain(experiment, dataset.to(device), device, watch.teacher_epoch)
-        watch.teacher_ready(found, dataset)
-        watch.say(f"teacher   kept in {found.folder}")
+        check_networks(experiment, dataset)
+        for name, found in obtain(experiment, dataset.to(device), device, watch.teacher_epoch).items():
+            watch.teacher_ready(name, found, dataset)
+            watch.say(f"teacher   kept in {found.folder}")

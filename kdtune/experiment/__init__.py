@@ -1,13 +1,14 @@
 """The experiment file: YAML in, one frozen `Experiment` out, every mistake at once."""
 
 from kdtune.experiment.images import Data
-from kdtune.experiment.loading import differences, dump, json_schema, load, parse, textbook, with_values
+from kdtune.experiment.loading import differences, dump, json_schema, load, parse
 from kdtune.experiment.models import Experiment, Resources
 from kdtune.experiment.networks import Model, Student, Teacher
 from kdtune.experiment.objective import Distill
 from kdtune.experiment.schedule import Schedule
 from kdtune.experiment.search import Search
 from kdtune.experiment.train import Train
+from kdtune.experiment.values import row, textbook, with_values
 
 __all__ = [
     "Data",
@@ -25,6 +26,7 @@ __all__ = [
     "json_schema",
     "load",
     "parse",
+    "row",
     "textbook",
     "with_values",
 ]

@@ -5,24 +5,21 @@ problem with its dotted path, what was given, what is allowed, and the nearest k
 experiment of one trial; `dump` writes what `load` reads back to the same experiment.
 """
 
-import copy
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import ValidationError
 
 from kdtune.errors import ExperimentError, Problem, nearest
-from kdtune.experiment import space
+from kdtune.experiment import chain, space
 from kdtune.experiment.models import Experiment
-from kdtune.experiment.objective import TEXTBOOK
-from kdtune.experiment.schedule import Schedule, overlay
+from kdtune.experiment.values import plain, row, with_values
+from kdtune.experiment.wording import problem, short
 
 LARGEST_FILE = 1_000_000  # bytes; an experiment file is a page of text
-UNION_MEMBERS = ("literal['", "constrained-int", "constrained-float")
 MOST_VALUES = 100_000  # once every alias is written out
 
 
@@ -164,12 +161,16 @@ def parse(raw: Mapping[str, Any], source: str = "experiment") -> Experiment:
     try:
         experiment = Experiment.model_validate(raw)
     except ValidationError as error:
-        problems += [_problem(detail) for detail in error.errors(include_url=False)]
+        problems += [problem(detail, Experiment) for detail in error.errors(include_url=False)]
     except RecursionError:
         problems.append(Problem("", "nested too deeply"))
     problems += space.check(raw)
     if experiment is not None and not problems:
         problems += _check_search(experiment)
+        for path, assistant in chain.searching(experiment):
+            searching = {"search": assistant.search.model_dump()}
+            found = space.check(searching) or _check_search(assistant)
+            problems += [Problem(f"{path}.{one.path}", one.message) for one in found]
     if problems or experiment is None:
         raise ExperimentError(source, list(dict.fromkeys(problems)))
     return experiment
@@ -179,12 +180,14 @@ def _check_search(experiment: Experiment) -> list[Problem]:
     """Mistakes that show only when values of the space are put into the (otherwise valid) experiment."""
     parameters, _ = space.parse(experiment.search.space)
     problems = space.idle(parameters, experiment)
+    if parameters and not experiment.search.trials:
+        problems.append(Problem("search.trials", "is 0, but search.space is not empty; remove one of them"))
     try:
         for values in space.corners(parameters, experiment):
             try:
                 with_values(experiment, values)
             except ExperimentError as error:
-                tried = ", ".join(f"{path}={_short(value)}" for path, value in values.items())
+                tried = ", ".join(f"{path}={short(value)}" for path, value in values.items())
                 problems += [Problem("search.space", f"with {tried}: {problem}") for problem in error.problems]
     except ValueError as error:
         problems.append(Problem("search.space", str(error)))
@@ -193,46 +196,12 @@ def _check_search(experiment: Experiment) -> list[Problem]:
             space.full_point(parameters, point, experiment)
         except ValueError as error:
             problems.append(Problem(f"search.points.{k}", str(error)))
+    for name, changes in experiment.final.rows.items():
+        try:
+            row(experiment, changes)
+        except ExperimentError as error:
+            problems += [Problem(f"final.rows.{name}", str(problem)) for problem in error.problems]
     return problems
-
-
-def with_values(experiment: Experiment, values: Mapping[str, Any]) -> Experiment:
-    """The experiment with sampled `{path: value}` in place. Raises ExperimentError where a value does not fit."""
-    raw = plain(experiment)
-    schedules: dict[str, dict[str, Any]] = {}
-    for path, value in values.items():
-        *owners, name = path.split(".")
-        here = raw
-        for owner in owners[:-1]:
-            here = here[owner]
-        if len(owners) == 2:  # train and distill are one level deep, so a third part is a schedule's field
-            schedules.setdefault(".".join(owners), {})[name] = value
-        else:
-            here[owners[-1]][name] = value
-    for path, fields in schedules.items():
-        section, name = path.split(".")
-        raw[section][name] = overlay(raw[section][name], fields)
-    try:
-        return Experiment.model_validate(raw)
-    except ValidationError as error:
-        raise ExperimentError(experiment.name, [_problem(d) for d in error.errors(include_url=False)]) from error
-
-
-def textbook(experiment: Experiment) -> Experiment:
-    """The same experiment with textbook KD: T = 4, alpha = 0.9, both fixed, KL, no feature loss."""
-    raw = plain(experiment)
-    raw["distill"] = copy.deepcopy(TEXTBOOK)
-    return Experiment.model_validate(raw)
-
-
-def plain(experiment: Experiment) -> dict[str, Any]:
-    """As a mapping that `parse` reads back; fields of a schedule that are not set are left out."""
-    raw = experiment.model_dump(mode="json")
-    for name, field in experiment.distill:
-        if isinstance(field, Schedule):
-            shown = field.model_dump(mode="json", exclude_none=True)
-            raw["distill"][name] = shown["start"] if shown["kind"] == "fixed" else shown
-    return raw
 
 
 def dump(experiment: Experiment) -> str:
@@ -245,7 +214,7 @@ def differences(one: Experiment, other: Experiment) -> list[str]:
     first, second = _flat(plain(one)), _flat(plain(other))
     paths = list(dict.fromkeys([*first, *second]))
     return [
-        f"{path}: {_short(first.get(path))} against {_short(second.get(path))}"
+        f"{path}: {short(first.get(path))} against {short(second.get(path))}"
         for path in paths
         if first.get(path) != second.get(path)
     ]
@@ -268,58 +237,3 @@ def json_schema() -> str:
     schedule = schema["$defs"]["Schedule"]
     schema["$defs"]["Schedule"] = {"anyOf": [{"type": "number", "description": "Fixed at this value."}, schedule]}
     return json.dumps(schema, indent=2)
-
-
-def _problem(detail: ErrorDetails) -> Problem:
-    """A pydantic error in words: what was given, what is allowed, the nearest known name."""
-    # pydantic adds the member of a union that refused the value; a user knows only the field
-    location = [str(part) for part in detail["loc"] if not str(part).startswith("(")]
-    if location and location[-1].startswith(UNION_MEMBERS) and detail["type"] != "extra_forbidden":
-        location.pop()
-    path = ".".join(location)
-    given = detail.get("input")
-    context = detail.get("ctx", {})
-    if detail["type"] == "extra_forbidden":
-        known = _known_fields(location[:-1])
-        return Problem(path, f"unknown key.{nearest(location[-1], known) or ' Known: ' + ', '.join(known) + '.'}")
-    if detail["type"] == "union_tag_invalid":
-        return Problem(path, f"given {_short(given)}, expected a teacher section or the name of one")
-    if detail["type"] == "missing":
-        return Problem(path, "is required")
-    if detail["type"] == "literal_error":
-        names = [name.strip("'") for name in str(context["expected"]).replace(" or ", ", ").split(", ")]
-        return Problem(path, f"given {_short(given)}, expected one of {', '.join(names)}.{nearest(str(given), names)}")
-    message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    message = message[0].lower() + message[1:]
-    if detail["type"] == "value_error":
-        return Problem(path, message)
-    return Problem(path, f"given {_short(given)}, {message}")
-
-
-def _known_fields(location: Sequence[str]) -> list[str]:
-    annotation: Any = Experiment  # walked down by name; annotations are whatever the models say
-    for part in location:
-        if get_origin(annotation) is dict:
-            annotation = get_args(annotation)[1]
-            continue
-        model = next(_models_in(annotation), None)
-        if model is None or part not in model.model_fields:
-            return []
-        annotation = model.model_fields[part].annotation
-    model = next(_models_in(annotation), None)
-    return list(model.model_fields) if model else []
-
-
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:  # annotations are of many types
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for inner in get_args(annotation):
-        yield from _models_in(inner)
-
-
-def _short(value: object) -> str:
-    try:
-        text = repr(value)
-    except ValueError:  # Python prints no integer of more than 4300 digits
-        text = "a number of thousands of digits"
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -4,6 +4,8 @@
     distill.temperature.end_ratio: {loguniform: [0.125, 4], when: {distill.temperature.kind: exponential}}
     distill.feature_weight:        {choice: [0, {loguniform: [0.01, 10]}]}
 
+    teacher:                       {choice: [direct, assisted]}        # names of `teachers`
+
 `parse` turns it into `Parameter`s, one flat dimension each: a distribution inside a choice becomes a parameter of
 its own (`distill.feature_weight@1`) that is active only when that option is picked. `active` turns a sample of all
 labels into `{path: value}`; `check` finds every mistake before anything starts.
@@ -23,6 +25,7 @@ from kdtune.experiment.schedule import Schedule, fields_of
 
 Distribution = Literal["choice", "uniform", "loguniform", "integer"]
 SEARCHABLE = ("train", "distill")
+TEACHER = "teacher"  # searched whole: a choice among the names of `teachers`
 MOST_CORNERS = 256
 
 
@@ -260,9 +263,11 @@ def check_path(path: str, where: str) -> list[Problem]:
     """Whether a dotted path exists in the experiment's models and may be searched."""
     model: type[BaseModel] = Experiment
     parts = path.split(".")
+    if path == TEACHER:
+        return []
     if parts[0] not in SEARCHABLE or len(parts) < 2:
         guess = nearest(path, list(_searchable_paths()))
-        return [Problem(where, f"only fields of train and distill can be searched.{guess}")]
+        return [Problem(where, f"only fields of train and distill, and teacher, can be searched.{guess}")]
     for k, part in enumerate(parts):
         if part not in model.model_fields:
             guess = nearest(path, list(_searchable_paths()))
@@ -276,6 +281,7 @@ def check_path(path: str, where: str) -> list[Problem]:
 
 
 def _searchable_paths() -> Iterator[str]:
+    yield TEACHER
     for section in SEARCHABLE:
         model = Experiment.model_fields[section].annotation
         assert isinstance(model, type)
@@ -287,11 +293,15 @@ def _searchable_paths() -> Iterator[str]:
 
 
 def corners(parameters: Sequence[Parameter], base: Experiment) -> Iterator[dict[str, Any]]:
-    """Configurations at the ends of every range and at every option, combined within a schedule and within train."""
+    """Configurations at the ends of every range and at every option, combined within a schedule and within train.
+
+    A teacher belongs together with the weight of the feature loss: not every teacher has feature maps.
+    """
     groups: dict[str, list[Parameter]] = {}
     for parameter in parameters:
         section, _, rest = parameter.path.partition(".")
-        groups.setdefault("train" if section == "train" else f"distill.{rest.split('.')[0]}", []).append(parameter)
+        field = "feature_weight" if section == TEACHER else rest.split(".")[0]
+        groups.setdefault("train" if section == "train" else f"distill.{field}", []).append(parameter)
     for group in groups.values():
         involved = list(group)
         for parameter in group:  # what decides whether this one is active belongs to its corners

@@ -5,7 +5,7 @@ final.jsonl, so a stage that was interrupted repeats only what is missing. Seeds
 which the winner was chosen.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,17 @@ from typing import Any
 import ray
 import safetensors.torch
 import torch
+from torch import Tensor
 
+from kdtune.data import Dataset
 from kdtune.errors import RunError
-from kdtune.experiment import Experiment, textbook
-from kdtune.records import ALONE, BEST, TEXTBOOK_KD, append_line, mend, read_lines, write_bytes
+from kdtune.experiment import Experiment, row, textbook
+from kdtune.records import ALONE, BEST, DISTILLED, TEXTBOOK_KD, append_line, mend, read_lines, write_bytes
 from kdtune.search.session import Slots
 from kdtune.training import evaluate
 from kdtune.trial import Bench, Materials
 
+MOST_CONFUSED = 100  # classes up to which a run's confusion matrix is kept
 WEIGHTS = "best.safetensors"  # of the winner's first seed: what is exported
 
 
@@ -29,6 +32,7 @@ class Job:
     name: str
     seed: int
     experiment: Experiment
+    alone: bool
 
 
 class FinalWorker:
@@ -40,7 +44,7 @@ class FinalWorker:
 
     def run(self, job: Job, folder: Path, *, keep_weights: bool) -> dict[str, Any]:
         """One line of final.jsonl. State is saved in `folder` now and then, so that a long run can be taken up."""
-        trial = self.bench.start(job.experiment, seed=job.seed, alone=job.name == ALONE, whole=True)
+        trial = self.bench.start(job.experiment, seed=job.seed, alone=job.alone, whole=True)
         state = folder / f"{job.name.replace(' ', '-')}-{job.seed}.pt"
         for _ in trial.resumable(state):
             pass
@@ -54,17 +58,29 @@ class FinalWorker:
             "name": job.name,
             "seed": job.seed,
             "test_accuracy": test.accuracy,
+            "confusion": _confusion(test.predictions, dataset) if len(dataset.classes) <= MOST_CONFUSED else None,
             "diverged": trial.history[-1].diverged,
             "epochs": [record.to_json() for record in trial.history],
         }
 
 
+def _confusion(predictions: Tensor, dataset: Dataset) -> list[list[int]]:
+    """Test images by their label (row) and the student's answer (column)."""
+    count = len(dataset.classes)
+    pairs = dataset.test.labels * count + predictions
+    table: list[list[int]] = torch.bincount(pairs, minlength=count * count).view(count, count).tolist()
+    return table
+
+
 def jobs_of(experiment: Experiment, winner: Experiment) -> list[Job]:
-    """Every run of the stage, the winner's first. All are trained alike; only the objective differs."""
-    experiments: Mapping[str, Experiment] = {BEST: winner, ALONE: winner, TEXTBOOK_KD: textbook(winner)}
-    names = [BEST, *experiment.final.baselines]
-    first = experiment.search.seed + 1
-    return [Job(name, first + k, experiments[name]) for name in names for k in range(experiment.final.seeds)]
+    """Every run of the stage, the winner's first. Baselines are trained like the winner, rows as the file says."""
+    found = BEST if experiment.search.trials else DISTILLED
+    baselines = {ALONE: (winner, True), TEXTBOOK_KD: (textbook(winner), False)}
+    configurations = {found: (winner, False)}
+    configurations |= {name: baselines[name] for name in experiment.final.baselines}
+    configurations |= {name: row(experiment, changes) for name, changes in experiment.final.rows.items()}
+    seeds = range(experiment.search.seed + 1, experiment.search.seed + 1 + experiment.final.seeds)
+    return [Job(name, seed, one, alone) for name, (one, alone) in configurations.items() for seed in seeds]
 
 
 def run_final(
@@ -77,6 +93,7 @@ def run_final(
 ) -> list[dict[str, Any]]:
     """Lines of final.jsonl, all of them. `watch(done, total)` hears of each run. Raises RunError if a run fails."""
     path = folder / "final.jsonl"
+    (folder / "final").mkdir(exist_ok=True)
     mend(path)
     lines = list(read_lines(path))
     jobs = jobs_of(experiment, winner)

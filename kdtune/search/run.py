@@ -15,9 +15,10 @@ from ray.tune.error import TuneError
 
 from kdtune.errors import ExperimentError, Problem, RunError
 from kdtune.experiment import Experiment, with_values
+from kdtune.experiment.chain import assistant, searched_assistants, settled
 from kdtune.export import export_run
 from kdtune.records import TrialRecord, read_trials, write_text
-from kdtune.report import summarise, write_summary
+from kdtune.report import Found, summarise, write_summary
 from kdtune.search.asha import Asha
 from kdtune.search.board import Board, BoardWatcher, Recorder
 from kdtune.search.final import run_final
@@ -25,13 +26,14 @@ from kdtune.search.sampler import METRIC, MODE, make_searcher
 from kdtune.search.session import Slots, session
 from kdtune.search.trainable import StudentTrial
 from kdtune.training import default_device
-from kdtune.trial import Materials, Progress, at_work, claim, prepare, remember
+from kdtune.trial import Materials, Progress, assistant_folder, at_work, claim, prepare, remember, winner_of
 
 
 class Watcher(Progress, BoardWatcher, Protocol):
     """What a search tells whoever watches."""
 
     def already_finished(self, folder: Path) -> None: ...
+    def assistant_search(self, name: str, experiment: Experiment) -> None: ...
     def final_progress(self, done: int, total: int) -> None: ...
 
 
@@ -41,13 +43,14 @@ class Interrupted(KeyboardInterrupt):
 
 def run_search(experiment: Experiment, watch: Watcher) -> Path:
     """The run folder, complete: summary.json and student/ in it. Raises KdtuneError, or Interrupted on Ctrl-C."""
-    if not experiment.search.space:
+    if experiment.search.trials and not experiment.search.space:
         raise ExperimentError(
             experiment.name,
             [
                 Problem(
                     "search.space",
-                    "is empty: there is nothing to search. `kdtune train` trains the one configuration of the file",
+                    "is empty: there is nothing to search. `kdtune train` trains the one configuration of the file, "
+                    "--set search.trials=0 compares it with its baselines",
                 )
             ],
         )
@@ -61,25 +64,53 @@ def run_search(experiment: Experiment, watch: Watcher) -> Path:
 
 
 def _search(folder: Path, experiment: Experiment, watch: Watcher) -> None:
+    for name in searched_assistants(experiment):
+        experiment = _search_assistant(experiment, name, watch)
     materials = prepare(experiment, default_device(), watch)
-    remember(folder, materials.dataset, materials.teacher)
-    (folder / "final").mkdir(exist_ok=True)
-    found = folder / "final" / "winner.json"  # once it is there, the search is over and the winner stays
+    remember(folder, materials.dataset, materials.teachers)
+    winner, outcome, best = experiment, None, None
     with session(experiment.resources) as slots:
-        if not found.exists():
-            board = _run_trials(folder, experiment, materials, slots, watch)
-            best = pick_best(read_trials(folder / "trials.jsonl"))
-            stopped, seconds = board.count("stopped"), round(board.seconds, 3)
-            outcome = {"trial": best.trial, "trials": len(board.rows), "stopped_early": stopped, "seconds": seconds}
-            write_text(found, json.dumps(outcome, indent=2))
-        outcome = json.loads(found.read_text())
-        trials = {trial.trial: trial for trial in read_trials(folder / "trials.jsonl")}
-        best = trials[outcome["trial"]]
-        winner = with_values(experiment, best.config)
+        if experiment.search.trials:
+            outcome, best = _find_winner(folder, experiment, materials, slots, watch)
+            winner = with_values(experiment, best.config)
         lines = run_final(folder, experiment, winner, materials, slots, watch.final_progress)
-    summary = summarise(experiment, list(trials.values()), best, outcome, lines, materials)
+    trials = read_trials(folder / "trials.jsonl")
+    summary = summarise(
+        experiment, winner, lines, materials, Found(trials, best, outcome) if best and outcome else None
+    )
     export_run(folder, folder / "student", winner, materials.dataset, summary)
     write_summary(folder, summary)
+
+
+def _search_assistant(experiment: Experiment, name: str, watch: Watcher) -> Experiment:
+    """The experiment with what the search of the assistant `name` has found; the search runs unless it is over."""
+    folder = assistant_folder(experiment, name)
+    folder.mkdir(parents=True, exist_ok=True)
+    child = assistant(experiment, name)
+    watch.assistant_search(name, child)
+    found = winner_of(folder)
+    if found is None:
+        materials = prepare(child, default_device(), watch)
+        remember(folder, materials.dataset, materials.teachers)
+        with session(child.resources) as slots:
+            found = _find_winner(folder, child, materials, slots, watch)
+    return settled(experiment, name, found[1].config)
+
+
+def _find_winner(
+    folder: Path, experiment: Experiment, materials: Materials, slots: Slots, watch: Watcher
+) -> tuple[dict[str, Any], TrialRecord]:
+    """What the search has found, and the trial that won. Once winner.json is there it is over and the winner stays."""
+    found = winner_of(folder)
+    if found is None:
+        (folder / "final").mkdir(exist_ok=True)
+        board = _run_trials(folder, experiment, materials, slots, watch)
+        best = pick_best(read_trials(folder / "trials.jsonl"))
+        stopped, seconds = board.count("stopped"), round(board.seconds, 3)
+        outcome = {"trial": best.trial, "trials": len(board.rows), "stopped_early": stopped, "seconds": seconds}
+        write_text(folder / "final" / "winner.json", json.dumps(outcome, indent=2))
+        found = outcome, best
+    return found
 
 
 def pick_best(trials: list[TrialRecord]) -> TrialRecord:

@@ -6,11 +6,13 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from kdtune.data import Dataset
-from kdtune.errors import ExperimentError, RunError
+from kdtune.errors import ExperimentError, RunError, TeacherError
 from kdtune.experiment import Experiment, differences, dump, load
-from kdtune.records import locked, write_text
+from kdtune.experiment.chain import searched_assistants, settled
+from kdtune.records import TrialRecord, locked, read_trials, write_text
 from kdtune.teacher import Teacher
 
 
@@ -59,24 +61,29 @@ def at_work(folder: Path) -> Iterator[None]:
         raise RunError(f"another kdtune is at work in {folder}; wait for it, or choose another name") from error
 
 
-def remember(folder: Path, dataset: Dataset, teacher: Teacher) -> None:
-    """Writes down what the run is made of. Raises RunError where it was begun with other data or another teacher."""
-    made_of = {
+def made_of(dataset: Dataset, teachers: Mapping[str, Teacher] | None = None) -> dict[str, object]:
+    """What results depend on besides the experiment: fingerprints of the data and of the teachers by name."""
+    found: dict[str, object] = {
         "dataset": dataset.fingerprint,
         "mean": list(dataset.mean),
         "std": list(dataset.std),
-        "teacher": teacher.fingerprint,
     }
+    return found | {f"teacher {name}": teacher.fingerprint for name, teacher in (teachers or {}).items()}
+
+
+def remember(folder: Path, dataset: Dataset, teachers: Mapping[str, Teacher]) -> None:
+    """Writes down what the run is made of. Raises RunError where it was begun with other data or another teacher."""
+    found = made_of(dataset, teachers)
     path = folder / "materials.json"
     if not path.exists():
-        write_text(path, json.dumps(made_of, indent=2))
-    check_materials(folder, made_of)
+        write_text(path, json.dumps(found, indent=2))
+    check_materials(folder, found)
 
 
-def check_materials(folder: Path, made_of: Mapping[str, object]) -> None:
+def check_materials(folder: Path, found: Mapping[str, object]) -> None:
     """Raises RunError that names what differs from `materials.json`: files were replaced under the same path."""
     known = json.loads((folder / "materials.json").read_text())
-    differ = [name for name, value in made_of.items() if known.get(name) != value]
+    differ = [name for name, value in found.items() if known.get(name) != value]
     if differ:
         raise RunError(
             f"{folder} was begun with another {' and '.join(differ)}: the files have changed since. "
@@ -100,6 +107,31 @@ def _check_same(experiment: Experiment, kept: Path) -> None:
             f"{kept.parent} already holds another experiment; nothing was changed. This file against that "
             f"one:\n{shown}{more}\nChoose another name (--set name=...), or remove that folder"
         )
+
+
+def winner_of(folder: Path) -> tuple[dict[str, Any], TrialRecord] | None:
+    """What a search that is over has found, and the trial that won; None while it is not over."""
+    try:
+        outcome: dict[str, Any] = json.loads((folder / "final" / "winner.json").read_text())
+    except FileNotFoundError:
+        return None
+    trials = {trial.trial: trial for trial in read_trials(folder / "trials.jsonl")}
+    return outcome, trials[outcome["trial"]]
+
+
+def assistant_folder(experiment: Experiment, name: str) -> Path:
+    """Where the search of an assistant is kept: inside the run's own folder."""
+    return Path(experiment.storage).resolve() / experiment.name / "assistants" / name
+
+
+def with_assistants(experiment: Experiment) -> Experiment:
+    """The experiment with what the searches of its assistants have found. Raises TeacherError before they have run."""
+    for name in searched_assistants(experiment):
+        found = winner_of(assistant_folder(experiment, name))
+        if found is None:
+            raise TeacherError(f"the assistant {name!r} is found by a search of its own; run `kdtune search` first")
+        experiment = settled(experiment, name, found[1].config)
+    return experiment
 
 
 def read_run(folder: Path) -> Experiment:

@@ -1,0 +1,161 @@
+"""A teacher as it is kept on disk: what is known of it without loading it, and its network.
+
+`teacher.safetensors` and, written last, `teacher.json` make a folder whole. An ensemble keeps only teacher.json,
+which names its members' folders.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from kdtune.data import Dataset
+from kdtune.errors import TeacherError
+from kdtune.models import build_model
+from kdtune.records import write_bytes, write_text
+from kdtune.training import evaluate
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """What is known of a teacher without loading it."""
+
+    folder: str
+    model: str
+    image_shape: tuple[int, int, int]
+    classes: int
+    fingerprint: str  # SHA-256 of architecture and weights
+    val_accuracy: float
+    trained_here: bool  # if not, it may have seen the validation images
+    options: Mapping[str, Any] = field(default_factory=dict)  # whatever the model takes
+    members: tuple["Teacher", ...] = ()  # of an ensemble
+
+    def load(self, device: torch.device) -> nn.Module:
+        """The network in eval mode, its parameters frozen."""
+        if self.members:
+            network: nn.Module = Ensemble([member.load(device) for member in self.members])
+        else:
+            weights = safetensors.torch.load_file(Path(self.folder) / "teacher.safetensors")
+            if fingerprint(self.model, weights, self.options) != self.fingerprint:
+                raise TeacherError(
+                    f"{self.folder}: teacher.safetensors is not what teacher.json describes; remove the folder"
+                )
+            network = build_model(self.model, self.image_shape, self.classes, self.options)
+            network.load_state_dict(weights)
+        return network.to(device).eval().requires_grad_(requires_grad=False)
+
+
+class Ensemble(nn.Module):
+    """Several networks as one: logits [B, C] are the logarithm of the mean of their probabilities.
+
+    Hinton, Vinyals & Dean 2015 distil such an average; its logarithm is a set of logits like any other, which a
+    temperature softens and a cache holds.
+    """
+
+    def __init__(self, members: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = torch.stack([member(images).float() for member in self.members])  # [M, B, C]
+        return torch.logsumexp(logits.log_softmax(dim=2), dim=0) - math.log(len(self.members))
+
+
+def fingerprint(name: str, weights: Mapping[str, Tensor], options: Mapping[str, object] | None = None) -> str:
+    """SHA-256 of a model's name and options, and of each tensor's name, type, shape and bytes."""
+    digest = hashlib.sha256(name.encode())
+    if options:
+        digest.update(json.dumps(dict(options), sort_keys=True).encode())
+    for key in sorted(weights):
+        tensor = weights[key].detach().cpu().contiguous()
+        digest.update(f"{key}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def find(folder: Path) -> Teacher | None:
+    """The teacher kept in a folder, if it is whole."""
+    try:
+        known = json.loads((folder / "teacher.json").read_text())
+    except FileNotFoundError:
+        return None
+    found = [find(Path(member)) for member in known.pop("members")]
+    members = tuple(member for member in found if member is not None)
+    if len(members) < len(found):
+        return None
+    return Teacher(str(folder), members=members, **{**known, "image_shape": tuple(known["image_shape"])})
+
+
+def keep(
+    network: nn.Module, name: str, options: Mapping[str, Any], dataset: Dataset, folder: Path, *, trained_here: bool
+) -> Teacher:
+    """Measures a network on the validation images and keeps it."""
+    weights = {key: tensor.cpu().contiguous() for key, tensor in network.state_dict().items()}
+    write_bytes(folder / "teacher.safetensors", safetensors.torch.save(weights))
+    return _describe(folder, network, dataset, name, fingerprint(name, weights, options), options, (), trained_here)
+
+
+def keep_ensemble(members: Sequence[Teacher], dataset: Dataset, folder: Path, device: torch.device) -> Teacher:
+    """Several kept teachers as one, measured together."""
+    network = Ensemble([member.load(device) for member in members])
+    name = " + ".join(member.model for member in members)
+    trained_here = all(member.trained_here for member in members)
+    return _describe(folder, network, dataset, name, fingerprint_together(members), {}, tuple(members), trained_here)
+
+
+def fingerprint_together(members: Sequence[Teacher]) -> str:
+    """SHA-256 of an ensemble's members, in order."""
+    return hashlib.sha256("\0".join(member.fingerprint for member in members).encode()).hexdigest()
+
+
+def _describe(
+    folder: Path,
+    network: nn.Module,
+    dataset: Dataset,
+    name: str,
+    print_: str,
+    options: Mapping[str, Any],
+    members: tuple[Teacher, ...],
+    trained_here: bool,
+) -> Teacher:
+    validation = evaluate(network, dataset, dataset.images, dataset.labels, dataset.validation)
+    teacher = Teacher(
+        folder=str(folder),
+        model=name,
+        image_shape=dataset.shape,
+        classes=len(dataset.classes),
+        fingerprint=print_,
+        val_accuracy=validation.accuracy,
+        trained_here=trained_here,
+        options=dict(options),
+        members=members,
+    )
+    known = {**asdict(teacher), "members": [member.folder for member in members]}
+    del known["folder"]
+    write_text(folder / "teacher.json", json.dumps(known, indent=2))
+    return teacher
+
+
+def check_it_has_learned(teacher: Teacher, dataset: Dataset) -> None:
+    """Two standard errors above always answering the most frequent class is the least a teacher must show."""
+    counts = torch.bincount(dataset.labels[dataset.validation])
+    chance = (counts.max() / counts.sum()).item()
+    least = chance + 2 * (chance * (1 - chance) / int(counts.sum())) ** 0.5
+    if teacher.val_accuracy <= min(least, 1.0 - 1e-9):
+        raise TeacherError(
+            f"the teacher ({teacher.model}) is right on {teacher.val_accuracy:.1%} of {int(counts.sum())} validation "
+            f"images, which is no better than chance: {chance:.1%} are of the most frequent class, up to "
+            f"{least:.1%} may be luck. "
+            + (
+                "Train it longer or with another learning rate (teacher.train)."
+                if teacher.trained_here
+                else "Usual reasons: another normalisation (data.mean, data.std) or another order of the classes."
+            )
+        )

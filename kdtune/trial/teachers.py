@@ -1,0 +1,165 @@
+"""All teachers of an experiment, in the order in which they can be had; assistants are trained here.
+
+    teachers = obtain(experiment, dataset, device, on_epoch)      # name -> Teacher; dataset on the device
+
+An assistant is a student that becomes a teacher: it learns from its own teacher, live, on views that the experiment's
+students do not see, and never from the validation images. Mirzadeh et al. 2020, "Improved Knowledge Distillation via
+Teacher Assistant"; with its own size over generations it is Furlanello et al. 2018, "Born-Again Neural Networks".
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from kdtune.data import Dataset
+from kdtune.distill import Student, feature_student, live, logit_student, tap_teacher
+from kdtune.errors import TeacherError
+from kdtune.experiment import Experiment
+from kdtune.experiment import Teacher as Section
+from kdtune.experiment.chain import assistant, in_order
+from kdtune.models import Tapped
+from kdtune.records import EpochRecord
+from kdtune.teacher import (
+    Plan,
+    Teacher,
+    brought_along,
+    check_it_has_learned,
+    diverged,
+    ensemble,
+    find,
+    keep,
+    own_views,
+    recipe,
+    store_of,
+    trained,
+)
+from kdtune.trial.running import Trial
+
+OnEpoch = Callable[[str, EpochRecord], None]
+
+
+def obtain(experiment: Experiment, dataset: Dataset, device: torch.device, on_epoch: OnEpoch) -> dict[str, Teacher]:
+    """Every teacher that the experiment needs: found, loaded or trained (`on_epoch(name, record)` hears of epochs).
+
+    Raises TeacherError where a checkpoint does not fit or a teacher is no better than chance.
+    """
+
+    def make(name: str, plan: Plan) -> Teacher:
+        teacher = plan.obtain()
+        check_it_has_learned(teacher, dataset)
+        return teacher
+
+    return _Teachers(experiment, dataset, device, on_epoch, make).all()
+
+
+def locate(experiment: Experiment, dataset: Dataset) -> dict[str, Teacher]:
+    """Every teacher that the experiment needs, kept already; trains and measures nothing. Raises TeacherError."""
+
+    def look(name: str, plan: Plan) -> Teacher:
+        teacher = find(plan.folder)
+        if teacher is None:
+            store = store_of(experiment)
+            raise TeacherError(f"the experiment's teacher {name!r} is not in {store} yet; `kdtune teacher` makes it")
+        return teacher
+
+    return _Teachers(experiment, dataset, torch.device("cpu"), lambda name, record: None, look).all()
+
+
+class _Teachers:
+    """One walk over the teachers of an experiment; `settle` makes or finds each one."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        dataset: Dataset,
+        device: torch.device,
+        on_epoch: OnEpoch,
+        settle: Callable[[str, Plan], Teacher],
+    ) -> None:
+        self.experiment, self.dataset, self.device = experiment, dataset, device
+        self.on_epoch, self.settle = on_epoch, settle
+        self.store = store_of(experiment)
+        self.known: dict[str, Teacher] = {}
+
+    def all(self) -> dict[str, Teacher]:
+        for name in in_order(self.experiment):
+            config = self.experiment.all_teachers[name]
+            self.known[name] = (
+                self.settle(name, self._plan(name, config))
+                if config.weights is not None or config.ensemble
+                else self._generations(name, config)
+            )
+        return self.known
+
+    def _plan(self, name: str, config: Section) -> Plan:
+        """Of a teacher that is not trained here."""
+        rest = (self.experiment.data, self.dataset, self.store, self.device)
+        if config.ensemble:
+            return ensemble([self.known[member] for member in config.ensemble], *rest)
+        where = f"teachers.{name}" if name in self.experiment.teachers else name
+        return brought_along(where, config, *rest)
+
+    def _generations(self, name: str, config: Section) -> Teacher:
+        """The network, or the last of those that teach each other, each from new weights."""
+        above = self.known[config.taught_by] if config.taught_by else None
+        for k in range(config.generations):
+            label = name if config.generations == 1 else f"{name}, generation {k + 1}"
+            one = config.model_copy(update={"seed": config.seed + k, "generations": 1})
+            above = self.settle(label, self._one(name, label, one, above, by_itself=k > 0))
+        assert above is not None
+        return above
+
+    def _one(self, name: str, label: str, config: Section, above: Teacher | None, *, by_itself: bool) -> Plan:
+        data, dataset, device = self.experiment.data, self.dataset, self.device
+        hear = partial(self.on_epoch, label)
+        if above is None:
+            return trained(config, data, dataset, self.store, device, hear)
+        folder = self.store / recipe(config, data, dataset, above)
+        experiment = _taught_by_itself(self.experiment, name) if by_itself else assistant(self.experiment, name)
+        return Plan(folder, lambda folder: _train(config, experiment, dataset, device, above, folder, hear))
+
+
+def _taught_by_itself(experiment: Experiment, name: str) -> Experiment:
+    """The experiment of an assistant whose teacher is of its own architecture."""
+    config = experiment.all_teachers[name]
+    before = Section(model=config.model, options=config.options, taps=config.taps)
+    again = config.model_copy(update={"taught_by": "before"})
+    return assistant(
+        experiment.model_copy(update={"teachers": {"before": before, name: again}, "teacher": "before"}), name
+    )
+
+
+def _train(
+    config: Section,
+    experiment: Experiment,
+    dataset: Dataset,
+    device: torch.device,
+    teacher: Teacher,
+    folder: Path,
+    on_epoch: Callable[[EpochRecord], None],
+) -> Teacher:
+    """An assistant, trained from a live teacher; a resumed run takes up where it stopped."""
+    assert config.model is not None
+    experiment = experiment.model_copy(update={"data": own_views(experiment.data)})
+    known = dataset if config.labels == "kept" else dataset.with_all_labels()
+    student = _student(experiment, known, teacher, config.seed, device)
+    trial = Trial(student, experiment, known, seed=config.seed)
+    unfinished = folder / "training.pt"
+    for record in trial.resumable(unfinished):
+        on_epoch(record)
+        if record.diverged:
+            raise diverged(config, record)
+        if record.epoch == config.stop_at:
+            break
+    kept = keep(student.network, config.model, config.options, dataset, folder, trained_here=True)
+    unfinished.unlink(missing_ok=True)
+    return kept
+
+
+def _student(experiment: Experiment, dataset: Dataset, teacher: Teacher, seed: int, device: torch.device) -> Student:
+    network = teacher.load(device)
+    if experiment.distill.feature_weight.is_zero:
+        return logit_student(experiment, dataset, live(Tapped(network, ())), seed, device)
+    return feature_student(experiment, dataset, tap_teacher(experiment, network), seed, device)
