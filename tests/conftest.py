@@ -94,3 +94,15 @@ def toy() -> Dataset:
         std=(0.25,),
         fingerprint=hashlib.sha256(images.numpy().tobytes()).hexdigest(),
     )
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str | bytes], Path]:
+    """Writes an experiment file."""
+
+    def write_file(content: str | bytes) -> Path:
+        path = tmp_path / "experiment.yaml"
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    return write_file
