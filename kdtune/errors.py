@@ -3,6 +3,7 @@
     KdtuneError              the CLI prints it without a traceback and exits 2
       ExperimentError        the experiment file; holds every problem found, not only the first
       DataError              the data set on disk
+      ModelError             a model that cannot be built
       TeacherError           a teacher checkpoint that does not fit, or a teacher that has not learned
       CacheError             a teacher-logit cache that is damaged or belongs to something else
       RunError               a run folder that cannot be used
@@ -44,6 +45,10 @@ class ExperimentError(KdtuneError):
 
 class DataError(KdtuneError):
     """The data set is missing, unreadable or does not fit the experiment."""
+
+
+class ModelError(KdtuneError):
+    """The model cannot be built: its name, an option, its code or the size of the images."""
 
 
 class TeacherError(KdtuneError):

@@ -7,6 +7,8 @@ of 64, 128 and 256 channels behind a 32-channel stem, as in the CIFAR-100 tables
 
 from torch import Tensor, nn
 
+from kdtune.models.parts import ImageShape, init_convolutions
+
 
 class BasicBlock(nn.Module):
     def __init__(self, channels: int, width: int, stride: int) -> None:
@@ -31,18 +33,16 @@ class CifarResNet(nn.Module):
 
     taps = ("layer1", "layer2", "layer3")
 
-    def __init__(self, blocks: int, widths: tuple[int, int, int, int], channels: int, classes: int) -> None:
+    def __init__(self, blocks: int, widths: tuple[int, int, int, int], image_shape: ImageShape, classes: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, widths[0], 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(image_shape[0], widths[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.relu = nn.ReLU(inplace=True)
         self.layer1 = _stage(blocks, widths[0], widths[1], stride=1)
         self.layer2 = _stage(blocks, widths[1], widths[2], stride=2)
         self.layer3 = _stage(blocks, widths[2], widths[3], stride=2)
         self.fc = nn.Linear(widths[3], classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        init_convolutions(self)
 
     def forward(self, images: Tensor) -> Tensor:
         features = self.relu(self.bn1(self.conv1(images)))  # [B, widths[0], H, W]

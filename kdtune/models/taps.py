@@ -1,38 +1,177 @@
 """Feature taps: a model's logits together with the outputs of named modules inside it.
 
 `Tapped` is itself a module whose forward returns both, so a wrapper around it (DDP, torch.compile) sees the feature
-maps as ordinary outputs.
+maps as ordinary outputs. `stages_of` names the taps of a model whose user names none.
 """
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from difflib import get_close_matches
 from functools import partial
+from itertools import chain, groupby
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+from kdtune.errors import ModelError
+from kdtune.models.parts import ImageShape
+
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 class Tapped(nn.Module):
     """forward(images) -> (logits [B, classes], feature maps in the order of `taps`).
 
-    Raises ValueError where a tap names no module of the model.
+    Raises ModelError where a tap names no module of the model. A module that runs several times shows its last output.
     """
 
     def __init__(self, model: nn.Module, taps: Sequence[str]) -> None:
         super().__init__()
         self.model = model
         self.taps = tuple(taps)
+        # Outputs are held only while forward runs: a tensor left here would be kept alive, and cannot be copied.
+        self._catching = False
         self._caught: dict[str, Tensor] = {}
         modules = dict(model.named_modules())
         for tap in self.taps:
-            if tap not in modules:
-                raise ValueError(f"model {type(model).__name__} has no module {tap!r}")
+            if not tap or tap not in modules:
+                raise ModelError(_no_such_module(model, tap))
+        for tap in dict.fromkeys(self.taps):
             modules[tap].register_forward_hook(partial(self._catch, tap))
 
     def _catch(self, tap: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        self._caught[tap] = output
+        if self._catching:
+            self._caught[tap] = output
 
     def forward(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        logits = self.model(images)
-        features = tuple(self._caught[tap] for tap in self.taps)
-        self._caught.clear()
-        return logits, features
+        self._catching = True
+        try:
+            logits = self.model(images)
+            for tap in self.taps:
+                if tap not in self._caught:
+                    raise ModelError(f"{type(self.model).__name__} does not run its module {tap!r}: tap another one")
+            return logits, tuple(self._caught[tap] for tap in self.taps)
+        finally:
+            self._catching = False
+            self._caught.clear()
+
+
+def stages_of(network: nn.Module, image_shape: ImageShape | None = None) -> tuple[str, ...]:
+    """The network's own taps, in the order in which they run.
+
+    They are its `taps` where it has them; else the modules that timm lists in its `feature_info`; else found by this
+    rule from the shapes of its children's outputs (containers and an only child are replaced by their own children
+    where the image changes size inside them): of the children that give a feature map [B, channels, height, width]
+    and run once, the last one at each size; global pooling at the end does not count.
+
+    `image_shape` (C, H, W) is needed by the rule for a network that `build_model` did not build. Raises ModelError
+    with the names of the modules where nothing is found.
+    """
+    if (own := getattr(network, "taps", None)) is not None:
+        if isinstance(own, str) or not isinstance(own, Sequence) or not all(isinstance(tap, str) for tap in own):
+            raise ModelError(f"{type(network).__name__}.taps is {own!r}, expected the names of its modules")
+        return tuple(own)
+    if listed := _listed_by_timm(network):
+        return listed
+    image_shape = image_shape or getattr(network, "built_for", None)
+    if image_shape is None:
+        raise ModelError(f"{type(network).__name__} has no `taps`, and the shape of its images is not known")
+    stages = _last_at_each_size(network, image_shape)
+    if not stages:
+        raise ModelError(
+            f"{type(network).__name__}: no module with a feature map [B, channels, height, width] was found; "
+            f"name some in `taps`. Its modules: {_names(network)}"
+        )
+    return stages
+
+
+def _listed_by_timm(network: nn.Module) -> tuple[str, ...]:
+    """`feature_info` is a list of dicts, or an object with `module_name()`; nothing where it names no modules."""
+    info = getattr(network, "feature_info", None)
+    if info is not None and hasattr(info, "module_name"):
+        names = info.module_name()
+    elif isinstance(info, list) and all(isinstance(entry, dict) for entry in info):
+        names = [entry.get("module") for entry in info]
+    else:
+        return ()
+    modules = dict(network.named_modules())
+    return tuple(dict.fromkeys(names)) if all(name in modules and name for name in names) else ()
+
+
+def _last_at_each_size(network: nn.Module, image_shape: ImageShape) -> tuple[str, ...]:
+    sizes = _map_sizes(network, image_shape)
+    candidates = {name for name, _ in _spread(network, sizes)}
+    in_order = [name for name in sizes if name in candidates]
+    runs = [list(names) for _, names in groupby(in_order, key=lambda name: sizes[name])]
+    if len(runs) > 1 and sizes[runs[-1][-1]] == (1, 1) and not any(_has_weights(network, name) for name in runs[-1]):
+        runs.pop()
+    return tuple(run[-1] for run in runs)
+
+
+def _has_weights(network: nn.Module, name: str) -> bool:
+    return next(network.get_submodule(name).parameters(), None) is not None
+
+
+def _spread(parent: nn.Module, sizes: dict[str, tuple[int, int]], prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The children of a module that give feature maps, some replaced by theirs, as `stages_of` describes."""
+    children = [(prefix + name, child) for name, child in parent.named_children()]
+    seen = [(name, child) for name, child in children if name in sizes or isinstance(child, CONTAINERS)]
+    for name, child in seen:
+        inner = [size for other, size in sizes.items() if other.rpartition(".")[0] == name]
+        changes = len(set(inner)) > 1 or name not in sizes
+        if (isinstance(child, CONTAINERS) or len(seen) == 1) and changes:
+            yield from _spread(child, sizes, f"{name}.")
+        else:
+            yield name, child
+
+
+def _map_sizes(network: nn.Module, image_shape: ImageShape) -> dict[str, tuple[int, int]]:
+    """Height and width of the output of each module that gives a feature map and runs once, in order of running."""
+    runs: dict[str, list[tuple[int, int] | None]] = {}
+
+    def note(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        is_map = isinstance(output, Tensor) and output.dim() == 4
+        runs.setdefault(name, []).append((output.shape[2], output.shape[3]) if is_map else None)
+
+    try:
+        _listen(_ghost_of(network), "meta", image_shape, note)
+    except ModelError:  # the network may do what the meta device cannot
+        runs.clear()
+        _listen(copy.deepcopy(network), "cpu", image_shape, note)
+    return {name: sizes[0] for name, sizes in runs.items() if len(sizes) == 1 and sizes[0] is not None}
+
+
+def _listen(copied: nn.Module, device: str, image_shape: ImageShape, note: Callable[..., None]) -> None:
+    copied.to(device).eval()
+    for name, module in copied.named_modules():
+        if name:
+            module.register_forward_hook(partial(note, name))
+    try:
+        with torch.no_grad(), torch.device(device):
+            copied(torch.zeros((1, *image_shape)))
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ModelError(f"{type(copied).__name__} fails on an image of shape {image_shape}: {reason}") from error
+
+
+def _ghost_of(network: nn.Module) -> nn.Module:
+    """A copy on the meta device, made without copying a number."""
+    memo: dict[int, Any] = {}  # Any: as copy.deepcopy has it
+    for tensor in chain(network.parameters(), network.buffers()):
+        ghost = torch.empty_like(tensor, device="meta")
+        memo[id(tensor)] = nn.Parameter(ghost, False) if isinstance(tensor, nn.Parameter) else ghost
+    return copy.deepcopy(network, memo)
+
+
+def _no_such_module(model: nn.Module, tap: str) -> str:
+    names = [name for name, _ in model.named_modules() if name]
+    close = get_close_matches(tap, names, n=3)
+    hint = f" Names close to it: {', '.join(close)}." if close else ""
+    return f"model {type(model).__name__} has no module {tap!r}; it has {_names(model)}.{hint}"
+
+
+def _names(model: nn.Module) -> str:
+    """The top-level modules, at most 20."""
+    names = [name for name, _ in model.named_children()]
+    return ", ".join(names[:20]) + (", ..." if len(names) > 20 else "") if names else "none"
