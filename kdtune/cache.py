@@ -13,7 +13,7 @@ import json
 import platform
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from kdtune.data import Dataset, augment
+from kdtune.data import Dataset, read
 from kdtune.errors import CacheError
 from kdtune.experiment import Data
 from kdtune.records import locked, write_bytes, write_text
@@ -80,11 +80,13 @@ class Manifest:
 
 
 def identify(dataset: Dataset, data: Data, teacher: Teacher) -> Identity:
-    padding = f" padding {data.crop_padding}" if "crop" in data.augment else ""
+    detail = f" padding {data.crop_padding}" if data.augment.startswith("crop") else ""
+    if data.resized:
+        detail = f" scale {list(data.crop_scale)}"
     return Identity(
         dataset=dataset.fingerprint,
         teacher=teacher.fingerprint,
-        augmentation=data.augment + padding,
+        augmentation=data.augment + detail,
         normalisation=f"mean {list(dataset.mean)} std {list(dataset.std)}",
         view_seed=data.view_seed,
         rows=len(dataset.labels),
@@ -223,18 +225,21 @@ def build(
         return LogitCache(folder, manifest)
 
 
-@torch.inference_mode()
 def answer(network: nn.Module, dataset: Dataset, data: Data, view: int, indices: Tensor) -> Tensor:
     """The teacher's logits [B, C], float32, for images `indices` under view column `view`."""
-    images = augment(dataset.images[indices], indices, view, data)
-    logits: Tensor = network(dataset.normalise(images)).float()
-    return logits
+    return torch.cat(list(_answers(network, dataset, data, view, indices)))
+
+
+@torch.inference_mode()
+def _answers(network: nn.Module, dataset: Dataset, data: Data, view: int, indices: Tensor) -> Iterator[Tensor]:
+    """`answer` in parts, each of as many images as are evaluated at once."""
+    for images in read(dataset.images, torch.split(indices, evaluation_batch(dataset)), view, data):
+        yield network(dataset.normalise(images)).float()
 
 
 def _write_column(path: Path, network: nn.Module, dataset: Dataset, data: Data, view: int) -> str:
     rows = torch.arange(len(dataset.labels), device=dataset.labels.device)
-    chunks = torch.split(rows, evaluation_batch(dataset))
-    logits = torch.cat([answer(network, dataset, data, view, chunk).half() for chunk in chunks])
+    logits = torch.cat([part.half() for part in _answers(network, dataset, data, view, rows)])
     if not logits.isfinite().all():
         raise CacheError("the teacher's logits do not fit float16 (above 65504 or not finite); check the teacher")
     values: npt.NDArray[np.float16] = logits.cpu().numpy()  # [N, C]

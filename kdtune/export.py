@@ -25,7 +25,7 @@ import yaml
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from kdtune.data import Dataset, affine
+from kdtune.data import Dataset, affine, read
 from kdtune.errors import ExportError
 from kdtune.experiment import Experiment, dump
 from kdtune.models import build_model, count_parameters
@@ -164,7 +164,8 @@ def _take_the_place_of(folder: Path, new: Path) -> None:
 @torch.inference_mode()
 def _largest_difference(student: ExportedStudent, network: nn.Module, dataset: Dataset) -> float:
     """Largest difference of logits over real training images."""
-    images = dataset.images[:CHECKED_IMAGES]
+    chosen = torch.arange(min(len(dataset.labels), CHECKED_IMAGES), device=dataset.labels.device)
+    images = torch.cat(list(read(dataset.images, [chosen])))
     theirs = network(dataset.normalise(images).cpu())
     difference: Tensor = (student(images.cpu()) - theirs).abs().max()
     return difference.item()

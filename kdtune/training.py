@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdtune.data import Batch, Dataset, batches, steps_an_epoch
+from kdtune.data import Batch, Dataset, Pixels, batches, read, steps_an_epoch
 from kdtune.experiment import Data, Train
 from kdtune.records import EpochRecord, write_bytes
 
@@ -39,6 +39,12 @@ class Objective(Protocol):
         """Scalar terms for the learner's outputs (`Any`: logits, or logits with features)."""
 
 
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of logits [B, C] over the images that have a label (0 or more); 0 where none has one."""
+    total = F.cross_entropy(logits.float(), labels, ignore_index=-1, reduction="sum")
+    return total / (labels >= 0).sum().clamp_min(1)
+
+
 class CrossEntropy:
     """Plain supervised training: a teacher, or a student alone. Outputs are logits [B, C]."""
 
@@ -46,7 +52,7 @@ class CrossEntropy:
         return {}
 
     def __call__(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
-        return {"cross_entropy": F.cross_entropy(outputs.float(), batch.labels)}
+        return {"cross_entropy": cross_entropy(outputs, batch.labels)}
 
 
 @dataclass
@@ -219,18 +225,19 @@ def evaluation_batch(dataset: Dataset) -> int:
 def evaluate(
     model: nn.Module,
     dataset: Dataset,
-    images: Tensor,
+    images: Pixels,
     labels: Tensor,
     indices: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Evaluation:
-    """Accuracy and cross-entropy of `model` (logits, or logits first) on uint8 images, without augmentation."""
+    """Accuracy and cross-entropy of `model` (logits, or logits first) on images [N, C, H, W], without augmentation."""
     model.eval()
     everything = torch.arange(len(labels), device=labels.device) if indices is None else indices
     predictions, losses = [], []
-    for chosen in torch.split(everything, evaluation_batch(dataset)):
+    chunks = torch.split(everything, evaluation_batch(dataset))
+    for chosen, pixels in zip(chunks, read(images, chunks), strict=True):
         with autocast(dtype, images.device):
-            outputs = model(dataset.normalise(images[chosen]))
+            outputs = model(dataset.normalise(pixels))
         logits = (outputs[0] if isinstance(outputs, tuple) else outputs).float()  # [B, C]
         predictions.append(logits.argmax(dim=1))
         losses.append(F.cross_entropy(logits, labels[chosen], reduction="sum"))

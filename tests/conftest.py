@@ -87,6 +87,7 @@ def toy() -> Dataset:
         classes=("rows", "columns", "chessboard"),
         images=images,
         labels=labels,
+        given=labels,
         test=Images(images[:12], labels[:12]),
         fit=numbers[numbers % 4 != 2],
         validation=numbers[numbers % 4 == 2],

@@ -20,7 +20,8 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms.functional import normalize, pil_to_tensor
 
 from kdtune.data import Dataset, Images, augment, batches, load_dataset, steps_an_epoch
-from kdtune.data.datasets import _decode, split
+from kdtune.data.datasets import split
+from kdtune.data.images import square
 from kdtune.data.views import GOLDEN, _mix, random_integers
 from kdtune.errors import DataError
 from kdtune.experiment import Data
@@ -43,6 +44,7 @@ def dataset_of(images: Tensor, labels: Tensor) -> Dataset:
         classes=("a", "b"),
         images=images,
         labels=labels,
+        given=labels,
         test=Images(images, labels),
         fit=everything,
         validation=everything,
@@ -485,5 +487,5 @@ def test_a_grey_image_of_16_bits_keeps_its_greys(tmp_path: Path) -> None:
     """PIL's own conversion to RGB clips everything above 255 of 65,535 to white."""
     ramp = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
     Image.fromarray(ramp).save(tmp_path / "ramp.png")
-    decoded = _decode(tmp_path / "ramp.png", 8)
+    decoded = square(tmp_path / "ramp.png", 8)
     assert torch.equal(decoded[0], torch.from_numpy((ramp >> 8).astype(np.uint8)))

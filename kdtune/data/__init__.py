@@ -1,7 +1,22 @@
-"""Images: data sets as tensors, views of them, batches of views."""
+"""Images: data sets in memory or on disk, views of them, batches of views."""
 
 from kdtune.data.batches import Batch, batches, steps_an_epoch
-from kdtune.data.datasets import DATASETS, Dataset, Images, affine, load_dataset
+from kdtune.data.datasets import DATASETS, Dataset, affine, load_dataset
+from kdtune.data.images import ImageFiles, Images, Pixels
+from kdtune.data.reading import read
 from kdtune.data.views import augment
 
-__all__ = ["DATASETS", "Batch", "Dataset", "Images", "affine", "augment", "batches", "load_dataset", "steps_an_epoch"]
+__all__ = [
+    "DATASETS",
+    "Batch",
+    "Dataset",
+    "ImageFiles",
+    "Images",
+    "Pixels",
+    "affine",
+    "augment",
+    "batches",
+    "load_dataset",
+    "read",
+    "steps_an_epoch",
+]

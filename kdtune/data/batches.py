@@ -1,4 +1,4 @@
-"""Batches: shuffled indices, one gather, augmentation and normalisation, all on the device.
+"""Batches: shuffled indices, views of their images and normalisation, on the device.
 
     for batch in batches(dataset, config, dataset.fit, size=128, column=3, seed=0, epoch=17): ...
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kdtune.data.datasets import Dataset
-from kdtune.data.views import augment
+from kdtune.data.reading import read
 from kdtune.experiment import Data
 
 SMALLEST_BATCH = 2  # BatchNorm cannot train on one image
@@ -23,7 +23,7 @@ class Batch:
     """Images as a network takes them, on the device."""
 
     images: Tensor  # [B, C, H, W] float32, normalised
-    labels: Tensor  # [B] int64
+    labels: Tensor  # [B] int64, -1 where there is none that a student may use
     indices: Tensor  # [B] int64, into the training images
     column: int  # the view column that the images come from
 
@@ -40,7 +40,6 @@ def batches(
     """One shuffled epoch over `indices` [F], augmented as view `column`."""
     generator = torch.Generator().manual_seed((seed << 20) + epoch)
     order = indices[torch.randperm(len(indices), generator=generator).to(indices.device)]
-    for step in range(steps_an_epoch(len(order), size)):
-        chosen = order[step * size : (step + 1) * size]
-        views = augment(dataset.images[chosen], chosen, column, config)
-        yield Batch(dataset.normalise(views), dataset.labels[chosen], chosen, column)
+    chunks = torch.split(order, size)[: steps_an_epoch(len(order), size)]
+    for chosen, views in zip(chunks, read(dataset.images, chunks, column, config), strict=True):
+        yield Batch(dataset.normalise(views), dataset.given[chosen], chosen, column)

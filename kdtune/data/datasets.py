@@ -1,7 +1,7 @@
-"""Data sets as uint8 tensors: the whole set in memory, moved to the device once.
+"""Data sets: training images split (stratified) into `fit` and `validation`, and test images for the final stage.
 
-`load_dataset(config)` gives a `Dataset`: training images split (stratified) into `fit` and `validation`, and test
-images that only the final stage reads. Shapes: N images, C channels, H x W pixels.
+Small images are uint8 tensors, the whole set in memory and moved to the device once; large ones stay on disk and are
+decoded anew for every view (`ImageFiles`). `read` treats both alike. Shapes: N images, C channels, H x W pixels.
 
     >>> from kdtune.experiment import Data
     >>> load_dataset(Data(dataset="digits")).images.shape
@@ -9,31 +9,24 @@ images that only the final stage reads. Shapes: N images, C channels, H x W pixe
 """
 
 import hashlib
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from kdtune.data.folders import FOLDERS
+from kdtune.data.images import ImageFiles, Images, Pixels
+from kdtune.data.published import NORMALISATION, PUBLISHED
+from kdtune.data.reading import read
 from kdtune.errors import DataError
 from kdtune.experiment import Data
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
 DIGITS_TEST_SHARE = 0.25
 TEST_SEED = 0  # digits' test images are the same whatever the experiment's split_seed
-
-
-@dataclass(frozen=True)
-class Images:
-    """Labelled images, in an order that never changes."""
-
-    images: Tensor  # [N, C, H, W] uint8
-    labels: Tensor  # [N] int64
+KEPT_SEED = 1 << 40  # added to split_seed: which labels are kept has nothing to do with who validates
+MEASURED_FILES = 1024  # images on disk that mean and standard deviation are measured on
 
 
 @dataclass(frozen=True)
@@ -42,11 +35,12 @@ class Dataset:
 
     name: str
     classes: tuple[str, ...]
-    images: Tensor  # [N, C, H, W] uint8, the training images
-    labels: Tensor  # [N] int64
+    images: Pixels  # [N, C, H, W] uint8, the training images
+    labels: Tensor  # [N] int64, the truth; -1 where an image has no label at all
+    given: Tensor  # [N] int64, what students may use: the label, or -1 where it is withheld or there is none
     test: Images
     fit: Tensor  # [F] int64, ascending
-    validation: Tensor  # [N - F] int64, ascending
+    validation: Tensor  # [N - F] int64, ascending; all of them have labels
     mean: tuple[float, ...]  # per channel, in 0..1
     std: tuple[float, ...]
     fingerprint: str
@@ -62,10 +56,25 @@ class Dataset:
             self,
             images=self.images.to(device),
             labels=self.labels.to(device),
+            given=self.given.to(device),
             test=Images(self.test.images.to(device), self.test.labels.to(device)),
             fit=self.fit.to(device),
             validation=self.validation.to(device),
         )
+
+    def with_all_labels(self) -> "Dataset":
+        """The same images, with every label that there is: what a teacher may learn from."""
+        return replace(self, given=self.labels)
+
+    def training_indices(self, config: Data, *, whole: bool, labelled_only: bool) -> Tensor:
+        """Images to train on, ascending: `fit`, or with `whole` the validation images too.
+
+        Images without a given label are left out with `labelled_only`, and where `config.unlabelled` is `ignore`.
+        """
+        chosen = torch.arange(len(self.labels), device=self.labels.device) if whole else self.fit
+        if labelled_only or config.unlabelled == "ignore":
+            chosen = chosen[self.given[chosen] >= 0]
+        return chosen
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 [B, C, H, W] -> float32, (x / 255 - mean) / std."""
@@ -89,23 +98,20 @@ def load_dataset(config: Data) -> Dataset:
     """The data set of an experiment. Raises DataError naming the folder or file that is wrong."""
     train, test, classes = DATASETS[config.dataset](config)
     fit, validation = split(train.labels, classes, config.validation, config.split_seed)
-    mean, std = _measure(train.images)
-    channels = train.images.shape[1]
-    for name, given in (("mean", config.mean), ("std", config.std)):
-        if given is not None and len(given) != channels:
-            raise DataError(
-                f"data.{name} has {len(given)} values, but images of {config.dataset} have {channels} channels"
-            )
+    given = keep_labels(train.labels, (fit, validation), len(classes), config.labels_kept, config.split_seed)
+    unlabelled = (train.labels < 0).nonzero().flatten()
+    mean, std = _normalisation(train.images, config)
     return Dataset(
         name=config.dataset,
         classes=classes,
         images=train.images,
         labels=train.labels,
+        given=given,
         test=test,
-        fit=fit,
+        fit=torch.cat([fit, unlabelled]).sort().values,
         validation=validation,
-        mean=config.mean or mean,
-        std=config.std or std,
+        mean=mean,
+        std=std,
         fingerprint=_fingerprint(train, test, classes),
     )
 
@@ -113,7 +119,7 @@ def load_dataset(config: Data) -> Dataset:
 def split(labels: Tensor, classes: Sequence[str], share: float, seed: int) -> tuple[Tensor, Tensor]:
     """Indices of the rest and of a stratified share: the same share of every class, at least one image.
 
-    Raises DataError where a class has too few images to be in both.
+    Images without a label (-1) are in neither. Raises DataError where a class has too few images to be in both.
     """
     generator = torch.Generator().manual_seed(seed)
     kept, taken = [], []
@@ -128,8 +134,45 @@ def split(labels: Tensor, classes: Sequence[str], share: float, seed: int) -> tu
     return torch.cat(kept).sort().values, torch.cat(taken).sort().values
 
 
-def _measure(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Per-channel mean and standard deviation in 0..1, from exact integer counts of the 256 values."""
+def keep_labels(labels: Tensor, parts: tuple[Tensor, Tensor], classes: int, share: float, seed: int) -> Tensor:
+    """The labels [N] of a stratified share of `fit` and of `validation` (`parts`), -1 for the others.
+
+    Every class keeps at least one label in `fit`. A larger share keeps the labels of a smaller one, and some more.
+    """
+    if share == 1:
+        return labels
+    generator = torch.Generator().manual_seed(seed + KEPT_SEED)
+    given = torch.full_like(labels, -1)
+    for least, part in zip((1, 0), parts, strict=True):
+        for label in range(classes):
+            members = part[labels[part] == label]
+            members = members[torch.randperm(len(members), generator=generator)]
+            given[members[: max(least, round(share * len(members)))]] = label
+    return given
+
+
+def _normalisation(images: Pixels, config: Data) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation: the given ones, the published ones, or those of the training images."""
+    channels = images.shape[1]
+    for name, given in (("mean", config.mean), ("std", config.std)):
+        if given is not None and len(given) != channels:
+            raise DataError(
+                f"data.{name} has {len(given)} values, but images of {config.dataset} have {channels} channels"
+            )
+    if config.mean is not None and config.std is not None:
+        return config.mean, config.std
+    return NORMALISATION.get(config.dataset) or _measure(images)
+
+
+def _measure(images: Pixels) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Per-channel mean and standard deviation in 0..1, from exact integer counts of the 256 values.
+
+    Of images on disk, some that lie evenly between the first and the last are measured.
+    """
+    if isinstance(images, ImageFiles):
+        count = min(len(images), MEASURED_FILES)
+        chosen = torch.arange(count) * len(images) // count
+        images = torch.cat(list(read(images, [chosen])))
     means, stds = [], []
     values = torch.arange(256, dtype=torch.float64) / 255
     for channel in range(images.shape[1]):
@@ -142,12 +185,19 @@ def _measure(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def _fingerprint(train: Images, test: Images, classes: tuple[str, ...]) -> str:
-    """SHA-256 of class names, ordered labels, shapes and pixels, training and test."""
+    """SHA-256 of class names, ordered labels, shapes and pixels, training and test.
+
+    Pixels of images on disk are not read: the names and sizes of their files stand in for them.
+    """
     digest = hashlib.sha256("\0".join(classes).encode())
     for part in (train, test):
         digest.update(str(tuple(part.images.shape)).encode())
         digest.update(part.labels.numpy().tobytes())
-        digest.update(part.images.contiguous().numpy().data)
+        if isinstance(part.images, ImageFiles):
+            digest.update(b"\0".join(part.images.names.tolist()))
+            digest.update(str(part.images.sizes()).encode())
+        else:
+            digest.update(part.images.contiguous().numpy().data)
     return digest.hexdigest()
 
 
@@ -163,83 +213,8 @@ def _digits(config: Data) -> tuple[Images, Images, tuple[str, ...]]:
     return Images(images[train], labels[train]), Images(images[test], labels[test]), classes
 
 
-def _folder(config: Data) -> tuple[Images, Images, tuple[str, ...]]:
-    """`root/train/<class>/*.jpg` and `root/test/<class>/*.jpg`, torchvision's ImageFolder layout."""
-    assert config.root is not None
-    assert config.image_size is not None
-    try:
-        return _read_folders(Path(config.root), config.image_size)
-    except OSError as error:
-        raise DataError(f"data.root: cannot read {error.filename}: {error.strerror}") from error
-
-
-def _read_folders(root: Path, size: int) -> tuple[Images, Images, tuple[str, ...]]:
-    if not root.is_dir():
-        raise DataError(f"data.root: no folder {root} (from {Path.cwd()}); it should hold train/ and test/")
-    train = _subfolder(root, ("train",))
-    test = _subfolder(root, ("test", "val", "valid", "validation"))
-    classes = _classes(train)
-    if _classes(test) != classes:
-        odd = sorted(set(_classes(test)) ^ set(classes))
-        raise DataError(
-            f"{train} has {len(classes)} classes and {test} has {len(_classes(test))}; "
-            f"they differ in: {', '.join(odd[:10])}"
-        )
-    return _read(train, classes, size), _read(test, classes, size), classes
-
-
-def _subfolder(root: Path, names: tuple[str, ...]) -> Path:
-    for name in names:
-        if (root / name).is_dir():
-            return root / name
-    raise DataError(f"{root} has no folder {' or '.join(names)}; expected {root}/{names[0]}/<class>/<image>")
-
-
-def _classes(folder: Path) -> tuple[str, ...]:
-    names = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
-    if len(names) < 2:
-        raise DataError(f"{folder} has {len(names)} class folders; expected at least 2, one a class")
-    return names
-
-
-def _read(folder: Path, classes: tuple[str, ...], size: int) -> Images:
-    files: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        found = sorted(_images_below(folder / name))
-        if not found:
-            known = " ".join(sorted(IMAGE_SUFFIXES))
-            raise DataError(f"class folder {folder / name} has no images (looked for {known}); fill or remove it")
-        files += found
-        labels += [label] * len(found)
-    with ThreadPoolExecutor() as pool:  # PIL decodes outside the interpreter lock
-        decoded = list(pool.map(lambda file: _decode(file, size), files))
-    return Images(torch.stack(decoded), torch.tensor(labels))
-
-
-def _images_below(folder: Path) -> Iterator[Path]:
-    def refuse(error: OSError) -> None:
-        raise error  # os.walk passes over folders that it may not read
-
-    for parent, _, names in os.walk(folder, onerror=refuse, followlinks=True):
-        yield from (Path(parent) / name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES)
-
-
-def _decode(file: Path, size: int) -> Tensor:
-    """RGB [3, size, size]: the shorter side scaled to `size`, then the centre."""
-    from PIL import Image, ImageOps
-    from torchvision.transforms.functional import pil_to_tensor
-
-    try:
-        with Image.open(file) as opened:
-            image: Image.Image = opened
-            if image.mode.startswith("I;16"):  # PIL's own conversion clips 16 bits to white
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            square = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BILINEAR)
-            pixels: Tensor = pil_to_tensor(square)
-            return pixels
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"cannot read image {file}: {error}. Remove or repair it") from error
-
-
-DATASETS: dict[str, Callable[[Data], tuple[Images, Images, tuple[str, ...]]]] = {"digits": _digits, "folder": _folder}
+DATASETS: dict[str, Callable[[Data], tuple[Images, Images, tuple[str, ...]]]] = {
+    "digits": _digits,
+    **PUBLISHED,
+    **FOLDERS,
+}

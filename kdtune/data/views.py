@@ -5,7 +5,12 @@ al. 2014), which is exact on every device: CPU and GPU, any batch, any worker an
 is what lets a cache of a teacher's logits stand in for the teacher.
 
     view = augment(images[indices], indices, column, config)    # uint8 [B, C, H, W], same shape
+
+Random resized crops are of image files (`images.py`); what they draw and where they cut is here.
 """
+
+import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +28,11 @@ GOLDEN = _signed(0x9E3779B97F4A7C15)
 MIX_1 = _signed(0xBF58476D1CE4E5B9)
 MIX_2 = _signed(0x94D049BB133111EB)
 WORD = (1 << 64) - 1
+
+DOWN, RIGHT, FLIP = 0, 1, 2  # draws of one view
+BITS = 31  # of a drawn number: times 32 random bits it still fits int64
+TRIES = 10
+ASPECT = (3 / 4, 4 / 3)  # width / height of a random resized crop
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
@@ -67,14 +77,50 @@ def augment(images: Tensor, indices: Tensor, column: int, config: Data) -> Tenso
     rows = torch.arange(height, device=images.device).expand(len(images), height)  # [B, H]
     columns = torch.arange(width, device=images.device).expand(len(images), width)  # [B, W]
     if "flip" in config.augment:
-        flipped = random_integers(seed, column, indices, 2, 2).bool()  # [B]
+        flipped = flips(indices, column, config)  # [B]
         columns = torch.where(flipped[:, None], width - 1 - columns, columns)
     if "crop" in config.augment:
         pad = config.crop_padding
         images = F.pad(images, (pad, pad, pad, pad))
-        rows = rows + random_integers(seed, column, indices, 0, 2 * pad + 1)[:, None]
-        columns = columns + random_integers(seed, column, indices, 1, 2 * pad + 1)[:, None]
+        rows = rows + random_integers(seed, column, indices, DOWN, 2 * pad + 1)[:, None]
+        columns = columns + random_integers(seed, column, indices, RIGHT, 2 * pad + 1)[:, None]
     stride = images.shape[3]  # of a padded row
     pixels = (rows[:, :, None] * stride + columns[:, None, :]).flatten(start_dim=1)  # [B, H * W]
     chosen = images.flatten(start_dim=2).gather(2, pixels[:, None].expand(-1, channels, -1))
     return chosen.view(-1, channels, height, width)
+
+
+def flips(indices: Tensor, column: int, config: Data) -> Tensor:
+    """Which views [B] are mirrored: half of them, where the augmentation flips at all."""
+    if not config.augment.endswith("flip"):
+        return torch.zeros(len(indices), dtype=torch.bool, device=indices.device)
+    return random_integers(config.view_seed, column, indices, FLIP, 2).bool()
+
+
+def crop_numbers(indices: Tensor, column: int, config: Data) -> Tensor:
+    """What `crop_box` draws from, [B, 2 + 2 * TRIES] in 0..2^31-1: the place, then area and aspect of every try."""
+    draws = (DOWN, RIGHT, *range(FLIP + 1, FLIP + 1 + 2 * TRIES))
+    return torch.stack([random_integers(config.view_seed, column, indices, draw, 1 << BITS) for draw in draws], dim=1)
+
+
+def crop_box(numbers: Sequence[int], width: int, height: int, scale: tuple[float, float]) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of a random resized crop, as torchvision's `RandomResizedCrop` draws it.
+
+    A share of the area within `scale` and an aspect within `ASPECT` are tried up to ten times until they fit into
+    the image; else it is the largest centred crop of an allowed aspect.
+    """
+    down, right, *tries = numbers
+    for area, aspect in zip(tries[::2], tries[1::2], strict=True):
+        target = width * height * _between(area, scale)
+        ratio = math.exp(_between(aspect, (math.log(ASPECT[0]), math.log(ASPECT[1]))))
+        w, h = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = right * (width - w + 1) >> BITS, down * (height - h + 1) >> BITS
+            return left, top, left + w, top + h
+    w, h = min(width, round(height * ASPECT[1])), min(height, round(width / ASPECT[0]))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def _between(number: int, ends: tuple[float, float]) -> float:
+    return ends[0] + (ends[1] - ends[0]) * number / (1 << BITS)

@@ -1,0 +1,128 @@
+"""Images in memory, and images that stay on disk: which files they are, and how one of them becomes pixels.
+
+square(path, 32)                            # [3, 32, 32] uint8: as folders in memory are decoded
+ImageFiles(root, names, side=224).decode(index, None, flipped=False, scale=(0.08, 1.0))
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from kdtune.data.views import crop_box
+from kdtune.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+CPU = torch.device("cpu")
+PLAIN_SCALE = 256 / 224  # a plain view's shorter side before the centre is cut out, as ImageNet is evaluated
+
+
+@dataclass(frozen=True, eq=False)
+class ImageFiles:
+    """Images that are decoded anew whenever they are read; `read` gives them as squares on `device`.
+
+    Their names lie in one array, so that processes which decode share them instead of copying a list of strings.
+    """
+
+    root: str
+    names: npt.NDArray[np.bytes_]  # [N], relative to `root`
+    side: int
+    device: torch.device = CPU
+    workers: Literal["auto"] | int = "auto"
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(N, C, H, W), as of a tensor of images."""
+        return len(self.names), 3, self.side, self.side
+
+    def to(self, device: torch.device) -> "ImageFiles":
+        return replace(self, device=device)
+
+    def path(self, index: int) -> Path:
+        return Path(self.root) / os.fsdecode(self.names[index])
+
+    def sizes(self) -> list[int]:
+        """Bytes of every file. Raises DataError that names a file which is gone."""
+        try:
+            return [self.path(index).stat().st_size for index in range(len(self))]
+        except OSError as error:
+            raise DataError(f"cannot read image {error.filename}: {error.strerror}") from error
+
+    def decode(self, index: int, crop: Sequence[int] | None, scale: tuple[float, float], *, flipped: bool) -> Tensor:
+        """RGB [3, side, side]: a random resized crop from the numbers `crop`, or the plain image; perhaps mirrored.
+
+        Raises DataError that names the file.
+        """
+        from PIL import Image
+
+        image = open_rgb(self.path(index))
+        if crop is None:
+            image = _plain(image, self.side)
+        else:
+            box = crop_box(crop, image.width, image.height, scale)
+            image = image.resize((self.side, self.side), Image.Resampling.BILINEAR, box=box)
+        if flipped:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return _tensor(image)
+
+
+Pixels = Tensor | ImageFiles
+
+
+@dataclass(frozen=True)
+class Images:
+    """Labelled images, in an order that never changes."""
+
+    images: Pixels  # [N, C, H, W] uint8
+    labels: Tensor  # [N] int64, -1 where an image has none
+
+
+def square(file: Path, size: int) -> Tensor:
+    """RGB [3, size, size]: the shorter side scaled to `size`, then the centre."""
+    from PIL import Image, ImageOps
+
+    return _tensor(ImageOps.fit(open_rgb(file), (size, size), Image.Resampling.BILINEAR))
+
+
+def open_rgb(file: Path) -> "Image.Image":
+    """A decoded image. Raises DataError that names the file."""
+    from PIL import Image
+
+    try:
+        with Image.open(file) as opened:
+            image: Image.Image = opened
+            if image.mode.startswith("I;16"):  # PIL's own conversion clips 16 bits to white
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"cannot read image {file}: {error}. Remove or repair it") from error
+
+
+def _plain(image: "Image.Image", side: int) -> "Image.Image":
+    """torchvision's `Resize(round(side * 256 / 224))` and `CenterCrop(side)`."""
+    from PIL import Image
+
+    short = round(side * PLAIN_SCALE)
+    width, height = image.size
+    if width <= height:
+        width, height = short, int(short * height / width)
+    else:
+        width, height = int(short * width / height), short
+    left, top = round((width - side) / 2), round((height - side) / 2)
+    return image.resize((width, height), Image.Resampling.BILINEAR).crop((left, top, left + side, top + side))
+
+
+def _tensor(image: "Image.Image") -> Tensor:
+    values: npt.NDArray[Any] = np.array(image)  # [H, W, 3] uint8
+    return torch.from_numpy(values).permute(2, 0, 1).contiguous()
