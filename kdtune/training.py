@@ -40,7 +40,10 @@ class Objective(Protocol):
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy of logits [B, C] over the images that have a label (0 or more); 0 where none has one."""
+    """Mean cross-entropy of logits [B, C], in float32, over the images that have a label: -1 stands for none.
+
+    0 where no image has one. Nothing waits for the device.
+    """
     total = F.cross_entropy(logits.float(), labels, ignore_index=-1, reduction="sum")
     return total / (labels >= 0).sum().clamp_min(1)
 
@@ -104,9 +107,13 @@ def default_device() -> torch.device:
 
 
 def new_state(learner: nn.Module, config: Train, device: torch.device) -> TrainingState:
-    """State of a run that has not begun. Every parameter is decayed alike, as in the published tables."""
+    """State of a run that has not begun. Every parameter but a scalar is decayed alike, as in the published tables."""
     learner.to(device)
-    parameters = [parameter for parameter in learner.parameters() if parameter.requires_grad]
+    trained = [parameter for parameter in learner.parameters() if parameter.requires_grad]
+    scalars = [parameter for parameter in trained if parameter.ndim == 0]
+    parameters: list[dict[str, Any]] = [{"params": [parameter for parameter in trained if parameter.ndim > 0]}]
+    if scalars:  # a learned temperature: decay would pull it to the middle of its range
+        parameters.append({"params": scalars, "weight_decay": 0.0})
     optimizer: torch.optim.Optimizer
     if config.optimizer == "sgd":
         optimizer = torch.optim.SGD(

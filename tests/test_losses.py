@@ -233,7 +233,7 @@ def test_attention_of_a_silent_student_has_a_finite_gradient() -> None:
 
 @pytest.mark.parametrize("name", FEATURE_LOSSES)
 def test_the_larger_map_is_average_pooled_to_the_smaller(name: str) -> None:
-    loss, _ = FEATURE_LOSSES[name]
+    loss = FEATURE_LOSSES[name].function
     small, large = maps(0), maps(1, height=8, width=8)
     torch.testing.assert_close(loss(small, large), loss(small, F.avg_pool2d(large, 2)))
     torch.testing.assert_close(loss(large, small), loss(F.avg_pool2d(large, 2), small))
@@ -241,7 +241,7 @@ def test_the_larger_map_is_average_pooled_to_the_smaller(name: str) -> None:
 
 @pytest.mark.parametrize("name", FEATURE_LOSSES)
 def test_maps_that_are_larger_each_in_another_direction_meet_in_the_middle(name: str) -> None:
-    loss, _ = FEATURE_LOSSES[name]
+    loss = FEATURE_LOSSES[name].function
     tall, wide = maps(0, height=8, width=4), maps(1, height=4, width=8)
     torch.testing.assert_close(loss(tall, wide), loss(F.avg_pool2d(tall, (2, 1)), F.avg_pool2d(wide, (1, 2))))
 
@@ -249,7 +249,7 @@ def test_maps_that_are_larger_each_in_another_direction_meet_in_the_middle(name:
 @pytest.mark.parametrize("name", FEATURE_LOSSES)
 def test_a_feature_loss_of_half_precision_maps_is_computed_in_float32(name: str) -> None:
     """Squares of 300 do not fit float16."""
-    loss, _ = FEATURE_LOSSES[name]
+    loss = FEATURE_LOSSES[name].function
     student, teacher = (300 * maps(0)).half(), (300 * maps(1)).half()
     computed = loss(student, teacher)
     assert computed.dtype == torch.float32

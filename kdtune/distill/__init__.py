@@ -13,16 +13,10 @@ import torch
 from kdtune.data import Dataset
 from kdtune.distill.feature_losses import FEATURE_LOSSES
 from kdtune.distill.logit_losses import LOGIT_LOSSES
-from kdtune.distill.objective import (
-    Distillation,
-    Student,
-    feature_student,
-    from_cache,
-    live,
-    logit_student,
-    student_alone,
-    tap_teacher,
-)
+from kdtune.distill.objective import Distillation, from_cache, live
+from kdtune.distill.peers import peer_student
+from kdtune.distill.students import Student, feature_student, logit_student, student_alone, tap_teacher
+from kdtune.distill.taps import check_features
 from kdtune.experiment import Experiment
 from kdtune.records import EpochRecord
 from kdtune.training import train
@@ -54,11 +48,13 @@ __all__ = [
     "LOGIT_LOSSES",
     "Distillation",
     "Student",
+    "check_features",
     "distill",
     "feature_student",
     "from_cache",
     "live",
     "logit_student",
+    "peer_student",
     "student_alone",
     "tap_teacher",
 ]

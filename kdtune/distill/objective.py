@@ -1,29 +1,39 @@
-"""The distillation objective and the students that it trains.
+"""The distillation objective.
 
-    total = (1 - alpha) * cross_entropy + alpha * T^2 * KL(teacher || student) + feature_weight * feature_loss
+    total = (1 - alpha) * cross_entropy + alpha * T^2 * logit_loss + feature_weight * feature_loss
 
-computed in float32, without a special case at 0 or 1. Its three weights follow their schedules, an epoch at a time.
-Where the teacher's answers come from is a function of the batch: `from_cache` or `live`; the objective cannot tell.
+computed in float32, without a special case at 0 or 1. Its three weights follow their schedules, an epoch at a time,
+unless the temperature is learned. Where the teacher's answers come from is a function of the batch: `from_cache` or
+`live`; the objective cannot tell.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdtune.cache import LogitCache
-from kdtune.data import Batch, Dataset
+from kdtune.data import Batch
 from kdtune.distill.feature_losses import FEATURE_LOSSES
-from kdtune.distill.logit_losses import LOGIT_LOSSES
-from kdtune.experiment import Distill, Experiment
-from kdtune.models import Tapped, build_model, tap_shapes
-from kdtune.training import CrossEntropy, Objective, TrainingState, new_state
+from kdtune.distill.logit_losses import Temperature, logit_loss
+from kdtune.distill.temperature import TrainedTemperature, reversed_gradient, strength
+from kdtune.experiment import Distill
+from kdtune.models import Tapped
+from kdtune.training import cross_entropy
 
 # What a teacher says to a batch: logits [B, C] and the feature maps of its taps (none from a cache).
 TeacherAnswers = Callable[[Batch], tuple[Tensor, tuple[Tensor, ...]]]
+
+
+class Outputs(NamedTuple):
+    """What a learner says to images. A plain tensor of logits, or a plain tuple, stands for the first of these."""
+
+    logits: Tensor  # [B, C]
+    features: tuple[Tensor, ...] = ()  # of the student's taps, projected if it is the student that is
+    projections: tuple[Tensor, ...] = ()  # [S, C, 1, 1] or [S, C]: weights that project the teacher's features instead
+    temperature: Tensor | None = None  # a scalar, where it is learned
 
 
 def from_cache(cache: LogitCache) -> TeacherAnswers:
@@ -44,113 +54,79 @@ def live(teacher: Tapped) -> TeacherAnswers:
     return answers
 
 
-class Distillation:
-    """The objective above. Outputs are logits [B, C], or logits and (projected) features of a `Learner`."""
+class Terms:
+    """The weighted terms of a `distill` section, at the values that its schedules have in the present epoch."""
 
-    def __init__(self, config: Distill, teacher: TeacherAnswers) -> None:
+    def __init__(self, config: Distill) -> None:
         self.config = config
-        self.teacher = teacher
-        self.logit_loss = LOGIT_LOSSES[config.logit_loss]
-        self.feature_loss, _ = FEATURE_LOSSES[config.feature_loss]
-        self.with_features = not config.feature_weight.is_zero
         self.temperature = self.alpha = self.feature_weight = 0.0  # set by begin_epoch
 
-    def begin_epoch(self, epoch: int, epochs: int, column: int) -> Mapping[str, float]:
+    def begin_epoch(self, epoch: int, epochs: int) -> dict[str, float]:
         self.temperature = self.config.temperature.at(epoch, epochs)
         self.alpha = self.config.alpha.at(epoch, epochs)
         self.feature_weight = self.config.feature_weight.at(epoch, epochs)
         return {"temperature": self.temperature, "alpha": self.alpha, "feature_weight": self.feature_weight}
 
-    def __call__(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:  # Any: one output or two, as above
-        student_logits, student_features = outputs if self.with_features else (outputs, ())
+    def distillation(
+        self, student_logits: Tensor, teacher_logits: Tensor, temperature: Temperature, labels: Tensor
+    ) -> Tensor:
+        """alpha * T^2 * logit_loss; a learned temperature has its gradient through T^2 too."""
+        scale = temperature * temperature if self.config.scale_by_temperature_squared else 1.0
+        return self.alpha * scale * logit_loss(student_logits, teacher_logits, temperature, labels, self.config)
+
+    def cross_entropy(self, student_logits: Tensor, labels: Tensor) -> Tensor:
+        return (1 - self.alpha) * cross_entropy(student_logits.float(), labels)
+
+
+class Distillation:
+    """The objective above, for the `Outputs` of a learner. `learned` is the learner's own temperature, if it has one.
+
+    The temperature that `begin_epoch` gives is then the one that the epoch begins with.
+    """
+
+    def __init__(self, config: Distill, teacher: TeacherAnswers, learned: TrainedTemperature | None = None) -> None:
+        self.config = config
+        self.teacher = teacher
+        self.learned = learned
+        self.feature_loss = FEATURE_LOSSES[config.feature_loss]
+        self.terms = Terms(config)
+        self.opposition = 0.0  # of a learned temperature, set by begin_epoch
+
+    def begin_epoch(self, epoch: int, epochs: int, column: int) -> Mapping[str, float]:
+        values = self.terms.begin_epoch(epoch, epochs)
+        if self.learned is not None and self.config.learned_temperature is not None:
+            self.opposition = strength(self.config.learned_temperature, epoch, epochs)
+            values["temperature"] = self.learned().item()
+        return values
+
+    def __call__(
+        self, outputs: Outputs | tuple[Tensor, tuple[Tensor, ...]] | Tensor, batch: Batch
+    ) -> dict[str, Tensor]:
+        student = Outputs(outputs) if isinstance(outputs, Tensor) else Outputs(*outputs)
         teacher_logits, teacher_features = self.teacher(batch)
-        scale = self.temperature**2 if self.config.scale_by_temperature_squared else 1.0
+        temperature: Temperature = self.terms.temperature
+        if student.temperature is not None:
+            temperature = reversed_gradient(student.temperature, self.opposition)
         terms = {
-            "cross_entropy": (1 - self.alpha) * F.cross_entropy(student_logits.float(), batch.labels),
-            "distillation": self.alpha * scale * self.logit_loss(student_logits, teacher_logits, self.temperature),
+            "cross_entropy": self.terms.cross_entropy(student.logits, batch.labels),
+            "distillation": self.terms.distillation(student.logits, teacher_logits, temperature, batch.labels),
         }
-        if self.with_features:
-            losses = [
-                self.feature_loss(mine, theirs) for mine, theirs in zip(student_features, teacher_features, strict=True)
-            ]
-            terms["features"] = self.feature_weight * torch.stack(losses).mean()
+        if not self.config.feature_weight.is_zero:
+            terms["features"] = self.terms.feature_weight * self._features(student, teacher_features)
         return terms
 
-
-class Learner(nn.Module):
-    """A student that also shows its feature maps, each through its projector (student's to teacher's channels).
-
-    Projectors train with the student and are part of its resume state, and never of the export.
-    """
-
-    def __init__(self, student: nn.Module, taps: tuple[str, ...], projectors: list[nn.Module]) -> None:
-        super().__init__()
-        self.tapped = Tapped(student, taps)
-        self.projectors = nn.ModuleList(projectors)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        logits, features = self.tapped(images)
-        return logits, tuple(p(f) for p, f in zip(self.projectors, features, strict=True))
+    def _features(self, student: Outputs, teacher_features: tuple[Tensor, ...]) -> Tensor:
+        """Mean of the taps' losses. A teacher with more taps than the student is compared from its output back."""
+        pairs = list(zip(student.features, teacher_features[-len(student.features) :], strict=True))
+        loss = self.feature_loss.function
+        if student.projections:
+            projected = [project(theirs, by) for (_, theirs), by in zip(pairs, student.projections, strict=True)]
+            losses = [loss(guess, mine) for guess, (mine, _) in zip(projected, pairs, strict=True)]
+        else:
+            losses = [loss(mine, theirs) for mine, theirs in pairs[-1 if self.feature_loss.last_tap_only else 0 :]]
+        return torch.stack(losses).mean()
 
 
-@dataclass
-class Student:
-    """A student about to be trained, or in training."""
-
-    network: nn.Module
-    state: TrainingState
-    objective: Objective
-
-
-def student_alone(experiment: Experiment, dataset: Dataset, seed: int, device: torch.device) -> Student:
-    """A student that never meets a teacher: the baseline."""
-    network = _new_network(experiment, dataset, seed)
-    return Student(network, new_state(network, experiment.train, device), CrossEntropy())
-
-
-def logit_student(
-    experiment: Experiment, dataset: Dataset, teacher: TeacherAnswers, seed: int, device: torch.device
-) -> Student:
-    """A student that learns from logits alone; feature_weight is 0 throughout."""
-    network = _new_network(experiment, dataset, seed)
-    return Student(network, new_state(network, experiment.train, device), Distillation(experiment.distill, teacher))
-
-
-def feature_student(
-    experiment: Experiment, dataset: Dataset, teacher: Tapped, seed: int, device: torch.device
-) -> Student:
-    """A student that also learns from the feature maps of the live teacher, as `tap_teacher` made it."""
-    network = _new_network(experiment, dataset, seed)
-    taps = _taps_of(network)[-len(teacher.taps) :]
-    _, projected = FEATURE_LOSSES[experiment.distill.feature_loss]
-    mine = tap_shapes(experiment.student.model, taps, dataset.shape)
-    theirs = tap_shapes(experiment.teacher.model, teacher.taps, dataset.shape)
-    projectors: list[nn.Module] = [
-        nn.Conv2d(m[0], t[0], 1, bias=False) if projected else nn.Identity() for m, t in zip(mine, theirs, strict=True)
-    ]
-    learner = Learner(network, taps, projectors)
-    return Student(
-        network, new_state(learner, experiment.train, device), Distillation(experiment.distill, live(teacher))
-    )
-
-
-def tap_teacher(experiment: Experiment, network: nn.Module) -> Tapped:
-    """The teacher with as many taps as the student has too, counted from the output.
-
-    What lies nearest to the logits matters most where one of the two has more stages.
-    """
-    with torch.device("meta"):
-        student = build_model(experiment.student.model, (3, 32, 32), classes=2)
-    theirs = _taps_of(network)
-    return Tapped(network, theirs[-min(len(_taps_of(student)), len(theirs)) :])
-
-
-def _taps_of(network: nn.Module) -> tuple[str, ...]:
-    taps = network.taps
-    assert isinstance(taps, tuple)
-    return taps
-
-
-def _new_network(experiment: Experiment, dataset: Dataset, seed: int) -> nn.Module:
-    torch.manual_seed(seed)  # before anything else is built: every trial of a seed starts from the same weights
-    return build_model(experiment.student.model, dataset.shape, len(dataset.classes))
+def project(features: Tensor, weight: Tensor) -> Tensor:
+    """Maps through a 1x1 convolution, vectors through a linear map, in float32."""
+    return F.conv2d(features.float(), weight) if weight.ndim == 4 else F.linear(features.float(), weight)
