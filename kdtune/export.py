@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from kdtune.data import Dataset, affine, read
-from kdtune.errors import ExportError
+from kdtune.errors import ExportError, KdtuneError
 from kdtune.experiment import Experiment, dump
 from kdtune.models import build_model, count_parameters
 from kdtune.records import BEST, DISTILLED, write_bytes, write_text
@@ -69,8 +69,11 @@ class ExportedStudent(nn.Module):
         return logits
 
 
-def load_student(path: str | Path) -> ExportedStudent:
-    """The student of an export folder, in eval mode on the CPU. Raises ExportError where it is damaged."""
+def load_student(path: str | Path, *, allow_code: bool = False) -> ExportedStudent:
+    """The student of an export folder, in eval mode on the CPU. Raises ExportError where it is damaged.
+
+    A model that is a function of somebody's module (`module:function`) is called only with `allow_code`.
+    """
     folder = Path(path)
     for name in ("config.json", "student.safetensors"):
         if not (folder / name).is_file():
@@ -87,6 +90,10 @@ def load_student(path: str | Path) -> ExportedStudent:
         raise ExportError(f"{folder} is no export: config.json has no {', '.join(missing)}")
     if config["format"] != FORMAT:
         raise ExportError(f"{folder} is of format {config['format']}; this version reads format {FORMAT}")
+    if ":" in config["model"] and not config["model"].startswith("timm:") and not allow_code:
+        raise ExportError(
+            f"{folder}: its model is code of its own, {config['model']}; if you trust it, load with allow_code=True"
+        )
     if fingerprint(config["model"], weights, config["options"]) != config["fingerprint"]:
         raise ExportError(f"{folder}: student.safetensors is not the file that config.json describes (fingerprint)")
     try:
@@ -97,7 +104,7 @@ def load_student(path: str | Path) -> ExportedStudent:
         network.load_state_dict(weights)
         shape = (channels, height, width)
         student = ExportedStudent(network, config["classes"], shape, config["mean"], config["std"])
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, KdtuneError) as error:
         raise ExportError(f"{folder} is damaged: config.json and student.safetensors do not fit: {error}") from error
     return student.eval().requires_grad_(requires_grad=False)
 
@@ -129,7 +136,7 @@ def export_student(folder: Path, network: nn.Module, experiment: Experiment, dat
     write_text(part / "README.md", card)
     write_text(part / "config.json", json.dumps(config, indent=2))
     # on the CPU: another device rounds differently, which is not the export's doing
-    difference = _largest_difference(load_student(part), copy.deepcopy(network).cpu().eval(), dataset)
+    difference = _largest_difference(load_student(part, allow_code=True), copy.deepcopy(network).cpu().eval(), dataset)
     if not difference <= TOLERANCE:
         raise ExportError(
             f"the export differs from the student by {difference:.2e}, more than {TOLERANCE:.0e}; it was left in {part}"

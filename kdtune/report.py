@@ -2,7 +2,8 @@
 
     {"search": {"trials", "epochs_run", "epochs_full", "seconds", "stopped_early"},
      "best": {"config", "val_accuracy"},
-     "results": [{"name", "model", "test_accuracy": [one a seed], "mean", "std", "parameters", "size_mb", "latency_ms"}],
+     "results": [{"name", "model", "test_accuracy": [one a seed], "mean", "std",
+                  "parameters", "size_mb", "latency_ms"}, ...],
      "classes": [...], "confusion": {"student alone": [[...]], "best": [[...]]}}
 
 Accuracies are fractions in 0..1; std is the sample's (n - 1), null for a single run. Confusion matrices count test

@@ -102,7 +102,7 @@ def test_a_yaml_error_names_its_line_and_column(tmp_path: Path, refused: Refused
 def test_an_unknown_model_names_the_nearest_known_one(tmp_path: Path, refused: Refused) -> None:
     path = write(tmp_path, student={"model": "cnn8"})
     shown = refused("search", path)
-    assert "student.model: given 'cnn8', expected one of cnn-8, " in shown
+    assert "student.model: given 'cnn8', expected a name from `kdtune list models`" in shown
     assert "Did you mean 'cnn-8'?" in shown
 
 
@@ -412,7 +412,7 @@ def test_a_disk_that_fills_while_the_teacher_is_kept_leaves_no_half_of_a_teacher
 ) -> None:
     path = write(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr("kdtune.teacher.write_bytes", disk_full)
+        patch.setattr("kdtune.teacher.kept.write_bytes", disk_full)
         assert "No space left on device. Free some space" in refused("teacher", path)
     kept = [name for name, content in everything_in(tmp_path / "runs").items() if content is not None]
     assert not any(name.endswith(("teacher.json", "teacher.safetensors")) for name in kept)
@@ -437,11 +437,11 @@ class Outcome:
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a summary: what a search hands back."""
     folder = tmp_path_factory.mktemp("finished")
-    row = {"test_accuracy": [0.5], "mean": 0.5, "std": None, "parameters": 1, "latency_ms": 1.0}
-    results = [{"name": name, **row} for name in ("teacher", "student alone", "best")]
+    row = {"test_accuracy": [0.5], "mean": 0.5, "std": None, "parameters": 1, "latency_ms": 1.0, "size_mb": 1.0}
+    results = [{"name": name, "model": "cnn-8", **row} for name in ("teacher", "student alone", "best")]
     search = {"trials": 1, "epochs_run": 1, "epochs_full": 1, "seconds": 1.0, "stopped_early": 0}
     best = {"config": {"distill.alpha.start": 0.5}, "val_accuracy": 0.5}
-    write_summary(folder, {"search": search, "best": best, "results": results})
+    write_summary(folder, {"search": search, "best": best, "results": results, "classes": [], "confusion": {}})
     return folder
 
 

@@ -46,7 +46,7 @@ def trained(student: Student, experiment: Experiment, materials: Materials) -> l
 
 
 def with_features(experiment: Experiment, materials: Materials) -> tuple[Student, Tapped]:
-    teacher = tap_teacher(experiment, materials.teacher.load(CPU))
+    teacher = tap_teacher(experiment, materials.teachers["teacher"].load(CPU))
     return feature_student(experiment, materials.dataset, teacher, 3, CPU), teacher
 
 
@@ -72,12 +72,14 @@ def three_epochs(make_experiment: MakeExperiment) -> Experiment:
 
 
 def cached_student(experiment: Experiment, materials: Materials) -> Student:
-    return logit_student(experiment, materials.dataset, from_cache(open_cache(Path(materials.cache))), 3, CPU)
+    return logit_student(
+        experiment, materials.dataset, from_cache(open_cache(Path(materials.caches["teacher"]))), 3, CPU
+    )
 
 
 def test_the_cached_run_has_the_losses_of_the_live_one(three_epochs: Experiment, materials: Materials) -> None:
     cached = trained(cached_student(three_epochs, materials), three_epochs, materials)
-    teacher = tap_teacher(three_epochs, materials.teacher.load(CPU))
+    teacher = tap_teacher(three_epochs, materials.teachers["teacher"].load(CPU))
     alive = trained(logit_student(three_epochs, materials.dataset, live(teacher), 3, CPU), three_epochs, materials)
     assert len(cached) == len(alive) == 3
     for mine, theirs in zip(losses(cached), losses(alive), strict=True):
@@ -89,7 +91,7 @@ def test_the_cached_run_ends_with_the_weights_of_a_live_one_whose_logits_are_rou
 ) -> None:
     """Bit for bit. The live teacher answers a whole column at a time, in chunks as the cache is built: float32 sums
     may depend on the size of a batch, and a difference in the last bit can fall on the other side of a rounding."""
-    network, dataset = materials.teacher.load(CPU), materials.dataset
+    network, dataset = materials.teachers["teacher"].load(CPU), materials.dataset
 
     def rounded(batch: Batch) -> tuple[Tensor, tuple[Tensor, ...]]:
         chunks = torch.split(torch.arange(len(dataset.labels)), evaluation_batch(dataset))
@@ -106,17 +108,17 @@ def test_the_cached_run_ends_with_the_weights_of_a_live_one_whose_logits_are_rou
 def test_the_live_teacher_answers_to_the_images_that_the_student_sees(
     three_epochs: Experiment, materials: Materials
 ) -> None:
-    teacher = tap_teacher(three_epochs, materials.teacher.load(CPU))
+    teacher = tap_teacher(three_epochs, materials.teachers["teacher"].load(CPU))
     images = torch.randn(4, 1, 8, 8)
     logits, features = live(teacher)(Batch(images, torch.zeros(4), torch.arange(4), column=0))
-    assert torch.equal(logits, materials.teacher.load(CPU)(images))
+    assert torch.equal(logits, materials.teachers["teacher"].load(CPU)(images))
     assert [tuple(feature.shape) for feature in features] == [(4, 8, 8, 8), (4, 16, 4, 4)]
 
 
 def test_the_live_teachers_answers_carry_no_gradient_even_if_its_weights_would(
     three_epochs: Experiment, materials: Materials
 ) -> None:
-    teacher = tap_teacher(three_epochs, materials.teacher.load(CPU).requires_grad_())
+    teacher = tap_teacher(three_epochs, materials.teachers["teacher"].load(CPU).requires_grad_())
     logits, features = live(teacher)(Batch(torch.randn(4, 1, 8, 8), torch.zeros(4), torch.arange(4), column=0))
     assert not any(answer.requires_grad for answer in (logits, *features))
 
@@ -147,7 +149,7 @@ def test_a_student_alone_has_no_teacher(
 ) -> None:
     monkeypatch.setattr(Teacher, "load", refuse)
     experiment = make_experiment(FEATURES)
-    orphans = dataclasses.replace(materials, cache="/nowhere")
+    orphans = dataclasses.replace(materials, caches={"teacher": "/nowhere"})
     for record in Bench(orphans, CPU).start(experiment, seed=3, alone=True).records:
         assert list(record.terms) == ["cross_entropy"]
         assert (record.temperature, record.alpha, record.feature_weight) == (None, None, None)
@@ -228,7 +230,7 @@ def test_a_feature_weight_that_rises_from_zero_uses_the_live_teacher(
     make_experiment: MakeExperiment, materials: Materials
 ) -> None:
     experiment = make_experiment({"distill.feature_weight": {"kind": "linear", "start": 0, "end": 2}})
-    without_a_cache = dataclasses.replace(materials, cache="/nowhere")
+    without_a_cache = dataclasses.replace(materials, caches={"teacher": "/nowhere"})
     first, last = Bench(without_a_cache, CPU).start(experiment, seed=3).records
     assert (first.feature_weight, first.terms["features"]) == (0, 0)
     assert last.feature_weight == 2

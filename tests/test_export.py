@@ -21,7 +21,8 @@ from kdtune.experiment import Experiment, parse
 from kdtune.export import card, export_run, export_student, load_student, run_card
 from kdtune.models import build_model, count_parameters
 from kdtune.records import EpochRecord, TrialRecord
-from kdtune.report import latency_ms, read_summary, summarise, write_summary
+from kdtune.report import Found, latency_ms, read_summary, summarise, write_summary
+from kdtune.teacher import fingerprint
 from kdtune.training import evaluate
 from kdtune.trial import Bench, Materials
 from tests.conftest import CPU, MakeExperiment
@@ -281,7 +282,7 @@ def test_a_config_that_is_none_is_refused(folder: Path, content: str) -> None:
         load_student(folder)
 
 
-@pytest.mark.parametrize("key", ["format", "model", "fingerprint", "image_shape", "classes", "mean", "std"])
+@pytest.mark.parametrize("key", ["format", "model", "options", "fingerprint", "image_shape", "classes", "mean", "std"])
 def test_a_config_without_one_of_its_keys_is_refused(folder: Path, key: str) -> None:
     config = json.loads((folder / "config.json").read_text())
     del config[key]
@@ -308,12 +309,38 @@ def test_a_config_that_does_not_fit_its_weights_is_refused(folder: Path, key: st
         load_student(folder)
 
 
-@pytest.mark.parametrize(("key", "value"), [("format", 2), ("model", "vit-22b")])
-def test_an_export_of_another_version_is_refused(folder: Path, key: str, value: object) -> None:
+def test_an_export_of_another_version_is_refused(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, key: value}))
-    with pytest.raises(ExportError, match=rf"{value}.*this version reads format 1"):
+    (folder / "config.json").write_text(json.dumps({**config, "format": 7}))
+    with pytest.raises(ExportError, match=r"of format 7; this version reads format 2"):
         load_student(folder)
+
+
+@pytest.mark.parametrize("model", ["vit-22b", "timm:no_such_model", "resnet8"])
+def test_an_export_of_another_model_is_refused(folder: Path, model: str) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    weights = safetensors.torch.load_file(folder / "student.safetensors")
+    print_ = fingerprint(model, weights, config["options"])  # a forger would not forget it
+    (folder / "config.json").write_text(json.dumps({**config, "model": model, "fingerprint": print_}))
+    with pytest.raises(ExportError, match="config.json and student.safetensors do not fit"):
+        load_student(folder)
+
+
+def test_an_export_whose_model_is_somebodys_code_does_not_run_it_unasked(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[object] = []
+    monkeypatch.setattr(json, "harmful", lambda **given: called.append(given), raising=False)
+    config = json.loads((folder / "config.json").read_text())
+    weights = safetensors.torch.load_file(folder / "student.safetensors")
+    changed = {**config, "model": "json:harmful", "fingerprint": fingerprint("json:harmful", weights)}
+    (folder / "config.json").write_text(json.dumps(changed))
+    with pytest.raises(ExportError, match="allow_code=True"):
+        load_student(folder)
+    assert not called
+    with pytest.raises(ExportError, match="do not fit"):  # it makes no network
+        load_student(folder, allow_code=True)
+    assert called
 
 
 # --- a run and its card
@@ -325,18 +352,22 @@ SUMMARY: Mapping[str, Any] = {
     "results": [
         {
             "name": "teacher",
+            "model": "cnn-8",
             "test_accuracy": [0.97],
             "mean": 0.97,
             "std": None,
             "parameters": 12345,
+            "size_mb": 0.05,
             "latency_ms": 0.25,
         },
         {
             "name": "best",
+            "model": "cnn-8",
             "test_accuracy": [0.9375, 0.9475],
             "mean": 0.9425,
             "std": 0.0088,
             "parameters": 190,
+            "size_mb": 0.05,
             "latency_ms": 0.1,
         },
     ],
@@ -356,8 +387,8 @@ def test_the_cards_header_is_yaml_and_holds_the_accuracy_of_the_exported_weights
     assert result["dataset"]["name"] == "digits"
     assert result["metrics"] == [{"type": "accuracy", "value": 0.9375}]  # of the first seed: its weights are here
     assert "kdtune.load_student" in body
-    assert "| teacher | 0.9700 | 1 | 12,345 | 0.25 |" in body
-    assert "| best | 0.9425 ± 0.0088 | 2 | 190 | 0.10 |" in body
+    assert "| teacher | cnn-8 | 0.9700 | 1 | 12,345 | 0.05 | 0.25 |" in body
+    assert "| best | cnn-8 | 0.9425 ± 0.0088 | 2 | 190 | 0.05 | 0.10 |" in body
     assert "`distill.alpha.start`: 0.75" in body
 
 
@@ -409,7 +440,7 @@ def summary_of(materials: Materials) -> Callable[[Experiment, list[dict[str, Any
     best = a_trial("0001", [0.5, 0.75, 0.8], 3)
     trials = [best, a_trial("0002", [0.4], 3), a_trial("0003", [0.3, 0.2], 2)]
     outcome = {"trial": "0001", "trials": 3, "stopped_early": 1, "seconds": 12.346}
-    return lambda experiment, lines: summarise(experiment, trials, best, outcome, lines, materials)
+    return lambda experiment, lines: summarise(experiment, experiment, lines, materials, Found(trials, best, outcome))
 
 
 SummaryOf = Callable[[Experiment, list[dict[str, Any]]], dict[str, Any]]
@@ -420,11 +451,11 @@ def test_a_summary_has_exactly_its_keys(experiment: Experiment, summary_of: Summ
     write_summary(tmp_path, summary_of(experiment, LINES))
     summary = read_summary(tmp_path)
     assert summary == summary_of_without_latency(summary, summary_of(experiment, LINES))
-    assert summary.keys() == {"search", "best", "results"}
+    assert summary.keys() == {"search", "best", "results", "classes", "confusion"}
     assert summary["search"].keys() == {"trials", "epochs_run", "epochs_full", "seconds", "stopped_early"}
     assert summary["best"].keys() == {"config", "val_accuracy"}
     for row in summary["results"]:
-        assert row.keys() == {"name", "test_accuracy", "mean", "std", "parameters", "latency_ms"}
+        assert row.keys() == {"name", "model", "test_accuracy", "mean", "std", "parameters", "size_mb", "latency_ms"}
 
 
 def summary_of_without_latency(read: Mapping[str, Any], fresh: dict[str, Any]) -> dict[str, Any]:
@@ -452,7 +483,7 @@ def test_a_summary_has_the_results_in_order_with_their_statistics(
     teacher, alone, best = summary_of(experiment, LINES)["results"]
     assert [teacher["name"], alone["name"], best["name"]] == ["teacher", "student alone", "best"]
     dataset = materials.dataset
-    on_test = evaluate(materials.teacher.load(CPU), dataset, dataset.test.images, dataset.test.labels)
+    on_test = evaluate(materials.teachers["teacher"].load(CPU), dataset, dataset.test.images, dataset.test.labels)
     assert teacher["test_accuracy"] == [on_test.accuracy]
     assert best["test_accuracy"] == [0.5, 0.7, 0.9]  # by seed
     assert best["mean"] == pytest.approx(0.7)

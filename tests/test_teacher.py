@@ -14,26 +14,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdtune import teacher as room
 from kdtune import training
 from kdtune.data import Dataset, augment, batches
 from kdtune.errors import TeacherError
 from kdtune.experiment import Data
 from kdtune.models import build_model
 from kdtune.records import EpochRecord
-from kdtune.teacher import Teacher, fingerprint, fit_weights, locate, obtain, read_weights
+from kdtune.teacher import Teacher, find, fingerprint, fit_weights, obtaining, read_weights
 from kdtune.training import evaluate
-from kdtune.trial import Materials
+from kdtune.trial import Materials, locate, obtain
 from tests.conftest import CPU, MakeExperiment
 
 Weights = dict[str, Tensor]
 
 
-def nobody(record: EpochRecord) -> None:
+def nobody(name: str, record: EpochRecord) -> None:
     """on_epoch where nobody listens."""
 
 
-def refuse(record: EpochRecord) -> None:
+def refuse(name: str, record: EpochRecord) -> None:
     raise AssertionError(f"the teacher was trained again: epoch {record.epoch}")
 
 
@@ -44,7 +43,7 @@ def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
 @pytest.fixture(scope="session")
 def trained(materials: Materials) -> Weights:
     """Weights of a teacher that has learned: cnn-8-16 on digits."""
-    return dict(materials.teacher.load(CPU).state_dict())
+    return dict(materials.teachers["teacher"].load(CPU).state_dict())
 
 
 # --- trained here
@@ -60,8 +59,8 @@ def test_a_teacher_trained_here_never_sees_the_validation_images(
         images[number] = toy.images[twin]
     others = dataclasses.replace(toy, images=images)
     values = {"teacher.train.epochs": 20, "teacher.train.batch_size": 16}
-    one = obtain(make_experiment(values), toy, CPU, nobody)
-    other = obtain(make_experiment({**values, "storage": str(tmp_path / "elsewhere")}), others, CPU, nobody)
+    one = obtain(make_experiment(values), toy, CPU, nobody)["teacher"]
+    other = obtain(make_experiment({**values, "storage": str(tmp_path / "elsewhere")}), others, CPU, nobody)["teacher"]
     assert other.folder != one.folder
     assert same(other.load(CPU).state_dict(), one.load(CPU).state_dict())
 
@@ -90,9 +89,9 @@ def test_a_teacher_is_trained_on_other_views_than_those_that_its_students_see(
 
 
 def test_a_teacher_trained_here_says_what_it_is(materials: Materials) -> None:
-    teacher, dataset = materials.teacher, materials.dataset
+    teacher, dataset = materials.teachers["teacher"], materials.dataset
     network = teacher.load(CPU)
-    assert (teacher.model, teacher.channels, teacher.classes) == ("cnn-8-16", 1, 10)
+    assert (teacher.model, teacher.image_shape, teacher.classes) == ("cnn-8-16", (1, 8, 8), 10)
     assert teacher.trained_here
     measured = evaluate(network, dataset, dataset.images, dataset.labels, dataset.validation)
     assert teacher.val_accuracy == measured.accuracy
@@ -100,19 +99,19 @@ def test_a_teacher_trained_here_says_what_it_is(materials: Materials) -> None:
 
 
 def test_a_loaded_teacher_is_frozen_and_in_eval_mode(materials: Materials) -> None:
-    network = materials.teacher.load(CPU)
+    network = materials.teachers["teacher"].load(CPU)
     assert not any(module.training for module in network.modules())
     assert not any(parameter.requires_grad for parameter in network.parameters())
 
 
 def test_a_teacher_is_found_again_instead_of_trained_again(make_experiment: MakeExperiment, digits: Dataset) -> None:
     heard: list[int] = []
-    first = obtain(make_experiment(), digits, CPU, lambda record: heard.append(record.epoch))
+    first = obtain(make_experiment(), digits, CPU, lambda name, record: heard.append(record.epoch))["teacher"]
     assert heard == [1, 2, 3]
-    assert obtain(make_experiment(), digits, CPU, refuse) == first
+    assert obtain(make_experiment(), digits, CPU, refuse)["teacher"] == first
     another_student = {"name": "other", "student.model": "cnn-4-8", "distill.alpha": 0.5, "train.epochs": 7}
-    assert obtain(make_experiment(another_student), digits, CPU, refuse) == first
-    assert locate(make_experiment(), digits) == first
+    assert obtain(make_experiment(another_student), digits, CPU, refuse)["teacher"] == first
+    assert locate(make_experiment(), digits)["teacher"] == first
 
 
 @pytest.mark.parametrize(
@@ -131,9 +130,9 @@ def test_another_recipe_is_another_teacher(
     make_experiment: MakeExperiment, digits: Dataset, materials: Materials, values: dict[str, object]
 ) -> None:
     """`locate` trains nothing, so it must not find the one that `obtain` left in this storage."""
-    storage = str(Path(materials.teacher.folder).parent.parent)
-    assert locate(make_experiment({"storage": storage}), digits) == materials.teacher
-    with pytest.raises(TeacherError, match="no teacher for this experiment"):
+    storage = str(Path(materials.teachers["teacher"].folder).parent.parent)
+    assert locate(make_experiment({"storage": storage}), digits)["teacher"] == materials.teachers["teacher"]
+    with pytest.raises(TeacherError, match=r"is not in .* yet"):
         locate(make_experiment({"storage": storage, **values}), digits)
 
 
@@ -141,18 +140,18 @@ def test_another_recipe_is_another_teacher(
 def test_other_pixels_are_another_teacher(
     make_experiment: MakeExperiment, digits: Dataset, materials: Materials, values: dict[str, Any]
 ) -> None:
-    storage = str(Path(materials.teacher.folder).parent.parent)
-    with pytest.raises(TeacherError, match="no teacher for this experiment"):
+    storage = str(Path(materials.teachers["teacher"].folder).parent.parent)
+    with pytest.raises(TeacherError, match=r"is not in .* yet"):
         locate(make_experiment({"storage": storage}), dataclasses.replace(digits, **values))
 
 
 def test_an_interrupted_training_goes_on_where_it_stood(
     make_experiment: MakeExperiment, digits: Dataset, materials: Materials, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room, "SAVE_EVERY_S", -1.0)  # save after every epoch
+    monkeypatch.setattr(obtaining, "SAVE_EVERY_S", -1.0)  # save after every epoch
     heard: list[int] = []
 
-    def interrupt(record: EpochRecord) -> None:
+    def interrupt(name: str, record: EpochRecord) -> None:
         heard.append(record.epoch)
         if record.epoch == 2:
             raise KeyboardInterrupt
@@ -161,10 +160,10 @@ def test_an_interrupted_training_goes_on_where_it_stood(
         obtain(make_experiment(), digits, CPU, interrupt)
     with pytest.raises(TeacherError, match="no teacher"):
         locate(make_experiment(), digits)
-    teacher = obtain(make_experiment(), digits, CPU, lambda record: heard.append(record.epoch))
+    teacher = obtain(make_experiment(), digits, CPU, lambda name, record: heard.append(record.epoch))["teacher"]
     assert heard == [1, 2, 2, 3]  # the second epoch was not saved yet
-    assert same(teacher.load(CPU).state_dict(), materials.teacher.load(CPU).state_dict())
-    assert teacher.fingerprint == materials.teacher.fingerprint
+    assert same(teacher.load(CPU).state_dict(), materials.teachers["teacher"].load(CPU).state_dict())
+    assert teacher.fingerprint == materials.teachers["teacher"].fingerprint
     assert sorted(file.name for file in Path(teacher.folder).iterdir()) == [
         "lock",
         "teacher.json",
@@ -176,7 +175,7 @@ def test_a_diverging_teacher_is_an_error_that_names_the_learning_rate(
     make_experiment: MakeExperiment, toy: Dataset
 ) -> None:
     values = {"teacher.train.learning_rate": 1e25, "teacher.train.optimizer": "sgd", "teacher.train.batch_size": 16}
-    with pytest.raises(TeacherError, match=r"diverged.*teacher\.train\.learning_rate \(1e\+25\)"):
+    with pytest.raises(TeacherError, match=r"diverged.*train\.learning_rate \(1e\+25\)"):
         obtain(make_experiment(values), toy, CPU, nobody)
 
 
@@ -254,12 +253,12 @@ def test_a_teacher_brought_along_is_kept_as_it_was(
     path = tmp_path / "checkpoint.pth"
     a_whole_training(trained, path)
     experiment = make_experiment({"teacher.weights": str(path)})
-    teacher = obtain(experiment, digits, CPU, refuse)
+    teacher = obtain(experiment, digits, CPU, refuse)["teacher"]
     assert same(teacher.load(CPU).state_dict(), trained)
-    assert teacher.fingerprint == materials.teacher.fingerprint
-    assert teacher.val_accuracy == materials.teacher.val_accuracy
+    assert teacher.fingerprint == materials.teachers["teacher"].fingerprint
+    assert teacher.val_accuracy == materials.teachers["teacher"].val_accuracy
     assert not teacher.trained_here
-    assert locate(experiment, digits) == teacher
+    assert locate(experiment, digits)["teacher"] == teacher
 
 
 def test_half_precision_weights_become_float32(trained: Weights, tmp_path: Path) -> None:
@@ -378,7 +377,7 @@ def test_another_architecture_is_named_with_the_file(
     experiment = make_experiment({"teacher.weights": str(path), "teacher.model": "resnet8"})
     with pytest.raises(TeacherError, match=r"mine\.pt into resnet8 for 10 classes") as caught:
         obtain(experiment, digits, CPU, refuse)
-    assert "Check teacher.model" in str(caught.value)
+    assert "Check the model" in str(caught.value)
 
 
 def test_a_dict_without_a_state_dict_says_what_it_holds(tmp_path: Path) -> None:
@@ -496,10 +495,10 @@ def test_the_fingerprint_changes_with_the_name_a_type_a_shape_and_a_key(trained:
 
 
 def test_what_teacher_json_says_is_what_was_obtained(materials: Materials) -> None:
-    assert room.find(Path(materials.teacher.folder)) == materials.teacher
-    assert isinstance(materials.teacher, Teacher)
+    assert find(Path(materials.teachers["teacher"].folder)) == materials.teachers["teacher"]
+    assert isinstance(materials.teachers["teacher"], Teacher)
 
 
 def test_a_folder_without_teacher_json_holds_no_teacher(tmp_path: Path, trained: Weights) -> None:
     safetensors.torch.save_file(trained, tmp_path / "teacher.safetensors")
-    assert room.find(tmp_path) is None
+    assert find(tmp_path) is None

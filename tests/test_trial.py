@@ -47,10 +47,10 @@ class Heard(Silent):
     def dataset_ready(self, dataset: Dataset) -> None:
         self.told.append("dataset")
 
-    def teacher_epoch(self, record: EpochRecord) -> None:
+    def teacher_epoch(self, name: str, record: EpochRecord) -> None:
         self.epochs.append(record.epoch)
 
-    def teacher_ready(self, teacher: Teacher, dataset: Dataset) -> None:
+    def teacher_ready(self, name: str, teacher: Teacher, dataset: Dataset) -> None:
         self.told.append("teacher")
 
     def cache_column(self, done: int, views: int) -> None:
@@ -186,7 +186,7 @@ def test_a_save_that_fails_leaves_the_one_before(
 def test_a_resumable_trial_goes_on_from_its_last_save_and_knows_its_past(
     make_experiment: MakeExperiment, materials: Materials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kdtune.trial.bench.SAVE_EVERY_S", -1.0)  # save after every epoch
+    monkeypatch.setattr("kdtune.trial.running.SAVE_EVERY_S", -1.0)  # save after every epoch
     experiment, path = make_experiment({"train.epochs": 3}), tmp_path / "trial.pt"
     uninterrupted, first, second, third = (Bench(materials, CPU).start(experiment, seed=0) for _ in range(4))
     said = without_seconds(list(uninterrupted.records))
@@ -223,16 +223,16 @@ def test_experiments_that_differ_only_in_distillation_share_teacher_and_cache(
     assert (first.epochs, first.columns) == ([1, 2, 3], [(1, 2), (2, 2)])
     assert (second.epochs, second.columns) == ([], [])
     assert first.told == second.told == ["dataset", "teacher", "cache"]
-    assert other.teacher == one.teacher
-    assert other.cache == one.cache
+    assert other.teachers == one.teachers
+    assert other.caches == one.caches
 
 
 def test_a_longer_run_adds_columns_to_the_same_cache(make_experiment: MakeExperiment) -> None:
     short = prepare(make_experiment(), CPU, Silent())
-    before = open_cache(Path(short.cache)).manifest
+    before = open_cache(Path(short.caches["teacher"])).manifest
     long = prepare(make_experiment({"train.epochs": 4}), CPU, Silent())
-    assert long.cache == short.cache
-    manifest = open_cache(Path(long.cache)).manifest
+    assert long.caches == short.caches
+    manifest = open_cache(Path(long.caches["teacher"])).manifest
     assert (before.views, manifest.views) == (2, 4)
     assert manifest.sha256[:2] == before.sha256
 
@@ -241,8 +241,12 @@ def test_a_longer_run_adds_columns_to_the_same_cache(make_experiment: MakeExperi
 def test_other_views_are_another_cache(make_experiment: MakeExperiment, values: dict[str, object]) -> None:
     one = prepare(make_experiment({"train.epochs": 1, "teacher.train.epochs": 2}), CPU, Silent())
     other = prepare(make_experiment({"train.epochs": 1, "teacher.train.epochs": 2, **values}), CPU, Silent())
-    assert other.cache != one.cache
-    assert open_cache(Path(one.cache)).bad_columns() == open_cache(Path(other.cache)).bad_columns() == []
+    assert other.caches != one.caches
+    assert (
+        open_cache(Path(one.caches["teacher"])).bad_columns()
+        == open_cache(Path(other.caches["teacher"])).bad_columns()
+        == []
+    )
 
 
 @pytest.mark.parametrize(
@@ -322,12 +326,16 @@ def test_one_process_at_a_time_works_in_a_run_folder(experiment: Experiment) -> 
 
 def test_a_run_does_not_go_on_with_another_teacher_or_other_data(experiment: Experiment, materials: Materials) -> None:
     folder = claim(experiment)
-    remember(folder, materials.dataset, materials.teacher)
-    remember(folder, materials.dataset, materials.teacher)
-    with pytest.raises(RunError, match="another teacher:"):
-        remember(folder, materials.dataset, dataclasses.replace(materials.teacher, fingerprint="0"))
+    dataset, teachers = materials.dataset, materials.teachers
+    remember(folder, dataset, teachers)
+    remember(folder, dataset, teachers)
+    other = {"teacher": dataclasses.replace(teachers["teacher"], fingerprint="0")}
+    with pytest.raises(RunError, match="another teacher teacher:"):
+        remember(folder, dataset, other)
+    with pytest.raises(RunError, match="another teacher large:"):
+        remember(folder, dataset, {**teachers, "large": teachers["teacher"]})
     with pytest.raises(RunError, match="another dataset and mean:"):
-        remember(folder, dataclasses.replace(materials.dataset, fingerprint="0", mean=(0.5,)), materials.teacher)
+        remember(folder, dataclasses.replace(dataset, fingerprint="0", mean=(0.5,)), teachers)
 
 
 def test_a_foreign_folder_is_refused_and_left_alone(experiment: Experiment) -> None:

@@ -123,7 +123,8 @@ class Terminal(Lines):
     def teacher_epoch(self, name: str, record: EpochRecord) -> None:
         self.live.update(
             _bar(
-                f"{titled(name).strip()}: epoch {record.epoch}/{record.epochs}, validation accuracy {record.val_accuracy:.2%}",
+                f"{titled(name).strip()} epoch {record.epoch}/{record.epochs}, validation accuracy "
+                f"{record.val_accuracy:.2%}",
                 record.epoch,
                 record.epochs,
             )

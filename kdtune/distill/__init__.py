@@ -8,8 +8,6 @@ A plain run iterates it, a Tune trial calls `next()`; stopping early is no longe
 
 from collections.abc import Iterator
 
-import torch
-
 from kdtune.data import Dataset
 from kdtune.distill.feature_losses import FEATURE_LOSSES
 from kdtune.distill.logit_losses import LOGIT_LOSSES
@@ -23,13 +21,14 @@ from kdtune.training import train
 
 
 def distill(
-    student: Student, experiment: Experiment, dataset: Dataset, *, seed: int, whole: bool = False
+    student: Student, experiment: Experiment, dataset: Dataset, *, seed: int, whole: bool = False, alone: bool = False
 ) -> Iterator[EpochRecord]:
     """Trains `student` from where its state stands, a record an epoch.
 
-    `whole` trains on the validation images too and measures nothing: the final stage.
+    `whole` trains on the validation images too and measures nothing: the final stage. `alone` leaves out images
+    without a label, from which a student without a teacher learns nothing.
     """
-    indices = torch.arange(len(dataset.labels), device=dataset.labels.device) if whole else dataset.fit
+    indices = dataset.training_indices(experiment.data, whole=whole, labelled_only=alone)
     return train(
         student.state,
         student.objective,

@@ -55,7 +55,8 @@ def assistant(experiment: Experiment, name: str) -> Experiment:
     config = experiment.all_teachers[name]
     assert config.model is not None
     assert config.taught_by is not None
-    teachers = {other: teacher for other, teacher in experiment.all_teachers.items() if other != name}
+    every = experiment.all_teachers
+    teachers = {other: every[other] for other in every if name not in _below(every, other)}
     return experiment.model_copy(
         update={
             "name": f"{experiment.name}.{name}",
@@ -68,6 +69,11 @@ def assistant(experiment: Experiment, name: str) -> Experiment:
             "final": experiment.final.model_copy(update={"rows": {}}),
         }
     )
+
+
+def _below(teachers: Mapping[str, Teacher], name: str) -> set[str]:
+    """A teacher and all on which it depends."""
+    return {name}.union(*(_below(teachers, other) for other in teachers[name].depends_on))
 
 
 def searched_assistants(experiment: Experiment) -> list[str]:
@@ -90,4 +96,4 @@ def searching(experiment: Experiment) -> Iterator[tuple[str, Experiment]]:
     """Every assistant's own experiment that searches, with the path of its section."""
     for name, config in experiment.all_teachers.items():
         if config.search is not None:
-            yield (name if name == experiment.teacher_name else f"teachers.{name}"), assistant(experiment, name)
+            yield (f"teachers.{name}" if name in experiment.teachers else name), assistant(experiment, name)

@@ -6,7 +6,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from kdtune.experiment.section import Section, Seed
 
-DatasetName = Literal["digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "imagenet", "folder"]
+DatasetName = Literal["digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "folder", "imagenet"]
 Augment = Literal["none", "crop", "flip", "crop-flip", "random-resized-crop", "random-resized-crop-flip"]
 
 DOWNLOADABLE = ("mnist", "fashion-mnist", "cifar10", "cifar100")

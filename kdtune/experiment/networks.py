@@ -126,6 +126,8 @@ class Teacher(Section):
             raise ValueError("weights are brought along as they are: remove taught_by, generations and stop_at")
         if self.stop_at is not None and self.stop_at > self.train.epochs:
             raise ValueError(f"stop_at is {self.stop_at}, but train.epochs plans only {self.train.epochs}")
+        if self.search is not None and self.generations > 1:
+            raise ValueError("a search for each generation is not possible; name the generations in `teachers` instead")
         if self.search is not None and not self.search.space:
             raise ValueError("the assistant's search has an empty space; remove `search` to train it as written")
         return self
