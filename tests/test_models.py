@@ -1,40 +1,104 @@
-"""The model zoo: shapes, taps, published parameter counts, the residual block against torchvision's.
+"""The model zoo: shapes, options, published parameter counts and outputs, residual blocks against torchvision's.
 
 Shapes: B images, C channels, H x W pixels.
 """
 
-import weakref
+import subprocess
+import sys
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock as TorchvisionBlock
 
-from kdtune.models import MODELS, Tapped, build_model, count_parameters, tap_shapes
+from kdtune.errors import ModelError
+from kdtune.experiment.networks import MODEL_NAMES
+from kdtune.models import MODELS, Tapped, build_model, check_model, count_parameters, options_of, stages_of, tap_shapes
 from kdtune.models.cnn import PlainCNN
 from kdtune.models.resnet import BasicBlock, CifarResNet
 
-# Parameters for 100 classes and RGB images, as the tables of CIFAR-100 distillation have them (Tian et al. 2020).
+# Parameters by (model, classes) for RGB images: the tables of CIFAR-100 distillation (Tian et al. 2020), torchvision's
+# documentation, and the networks of the papers as their public code builds them.
 PUBLISHED = {
-    "resnet20": 278_324,
-    "resnet32": 472_756,
-    "resnet56": 861_620,
-    "resnet110": 1_736_564,
-    "resnet8x4": 1_233_540,
-    "resnet32x4": 7_433_860,
+    ("resnet20", 100): 278_324,
+    ("resnet32", 100): 472_756,
+    ("resnet56", 100): 861_620,
+    ("resnet110", 100): 1_736_564,
+    ("resnet8x4", 100): 1_233_540,
+    ("resnet32x4", 100): 7_433_860,
+    ("wrn-16-2", 100): 703_284,
+    ("wrn-40-1", 100): 569_780,
+    ("wrn-40-2", 100): 2_255_156,
+    ("wrn-28-10", 10): 36_479_194,
+    ("preresnet110", 10): 1_730_522,
+    ("resnext29-8x64", 10): 34_426_698,
+    ("densenet100-12", 10): 769_162,
+    ("vgg8", 100): 3_965_028,
+    ("vgg13", 100): 9_462_180,
+    ("mobilenetv2-half", 100): 812_836,
+    ("shufflenetv2", 100): 1_355_528,
+    ("cnn-5-layer", 10): 357_514,
+    ("plain-cnn-2", 10): 13_082,
+    ("plain-cnn-4", 10): 37_338,
+    ("plain-cnn-6", 10): 82_778,
+    ("plain-cnn-8", 10): 327_962,
+    ("plain-cnn-10", 10): 2_487_850,
+    ("plain-cnn-2", 100): 215_172,
+    ("plain-cnn-4", 100): 475_652,
+    ("plain-cnn-6", 100): 1_107_204,
+    ("plain-cnn-8", 100): 1_246_276,
+    ("plain-cnn-10", 100): 2_931_460,
+    ("resnet18", 1000): 11_689_512,
+    ("resnet18", 10): 11_181_642,
+    ("resnet34", 1000): 21_797_672,
+    ("resnet50", 1000): 25_557_032,
+    ("resnet152", 1000): 60_192_808,
 }
 
+# The first three of so many logits that the public code gives, its weights and image set by `set_by_rule`.
+REFERENCE = {
+    "wrn-16-2": (100, (-0.11479, 0.043332, 0.16823)),
+    "wrn-40-1": (100, (-0.36379, 0.42397, -0.69201)),
+    "wrn-28-10": (10, (0.11797, -0.074689, -0.046808)),
+    "vgg8": (100, (0.85877, -0.19484, -0.02848)),
+    "vgg13": (100, (0.97649, 0.045208, -0.063791)),
+    "mobilenetv2-half": (100, (0.69282, 0.0080795, 0.070973)),
+    "shufflenetv2": (100, (1.2826, -0.093206, -0.0051562)),
+    "cnn-5-layer": (10, (0.065464, -0.093445, 0.045589)),
+    "preresnet110": (10, (-5.746, -9.3566, -1.805)),
+    "resnext29-8x64": (10, (3.5016, 0.23822, -0.13249)),
+    "densenet100-12": (10, (0.50388, -0.12341, 0.13191)),
+    "plain-cnn-2": (10, (-0.075439, -0.77326, 0.19431)),
+    "plain-cnn-4": (10, (-0.075265, -0.04739, 0.20967)),
+    "plain-cnn-6": (10, (-0.073834, 0.027686, 0.14068)),
+    "plain-cnn-8": (10, (-0.017172, 0.071787, -0.027474)),
+    "plain-cnn-10": (10, (-0.32163, -0.0094614, 0.0109)),
+}
+WITH_DROPOUT = [name for name in MODELS if "dropout" in options_of(name)]
 
-def taps_of(network: nn.Module) -> tuple[str, ...]:
-    taps = network.taps
-    assert isinstance(taps, tuple)
-    return taps
 
-
-def ghost(name: str, channels: int, classes: int) -> nn.Module:
+def ghost(name: str, channels: int, classes: int, side: int = 32) -> nn.Module:
     """The model on the meta device: shapes without numbers."""
     with torch.device("meta"):
-        return build_model(name, (channels, 8, 8), classes)
+        return build_model(name, (channels, side, side), classes)
+
+
+def set_by_rule(network: nn.Module) -> None:
+    """Weights that depend on nothing but the names and shapes of the parameters."""
+    state = network.state_dict()
+    for k, name in enumerate(sorted(state)):
+        tensor = state[name]
+        if not tensor.is_floating_point():
+            tensor.zero_()
+            continue
+        wave = torch.sin(torch.arange(tensor.numel(), dtype=torch.float64) ** 2 * 0.7 + k).reshape(tensor.shape)
+        if name.endswith("running_var") or (tensor.dim() == 1 and name.endswith("weight")):
+            tensor.copy_(1 + 0.2 * wave)
+        elif tensor.dim() > 1:
+            tensor.copy_(wave / tensor[0].numel() ** 0.5)
+        else:
+            tensor.copy_(0.1 * wave)
 
 
 @pytest.fixture
@@ -42,44 +106,105 @@ def images() -> Tensor:
     return torch.randn((4, 3, 8, 8), generator=torch.Generator().manual_seed(0))
 
 
+def test_the_zoo_has_the_models_that_an_experiment_can_name() -> None:
+    assert tuple(MODELS) == MODEL_NAMES
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_gives_one_logit_a_class_for_grey_and_colour_images(name: str, channels: int) -> None:
-    logits = build_model(name, (channels, 8, 8), 7).eval()(torch.zeros(2, channels, 8, 8))
+    logits = ghost(name, channels, 7).eval()(torch.zeros((2, channels, 32, 32), device="meta"))
     assert logits.shape == (2, 7)
 
 
-@pytest.mark.parametrize("name", ["cnn-16", "cnn-32-64-64", "resnet8", "resnet8x4"])
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in ("plain-cnn-8", "plain-cnn-10")])
+def test_every_model_but_the_deepest_plain_ones_takes_images_of_8x8(name: str) -> None:
+    check_model(name, (1, 8, 8), 10)
+
+
+@pytest.mark.parametrize("name", ["cnn-16", "cnn-32-64-64", "resnet8", "resnet8x4", "wrn-16-2"])
 @pytest.mark.parametrize("size", [(4, 4), (7, 9), (32, 32)])
 def test_a_model_takes_images_of_any_size(name: str, size: tuple[int, int]) -> None:
     assert build_model(name, (3, *size), 5).eval()(torch.zeros(2, 3, *size)).shape == (2, 5)
 
 
+@pytest.mark.parametrize("name", ["mlp-800-800", "plain-cnn-4", "cnn-5-layer", "vgg8", "densenet100-12"])
+@pytest.mark.parametrize("size", [(28, 28), (20, 17), (64, 96)])
+def test_models_that_pool_or_flatten_take_sizes_that_are_no_power_of_two(name: str, size: tuple[int, int]) -> None:
+    check_model(name, (1, *size), 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [("vgg8", 8), ("vgg13", 8), ("cnn-5-layer", 8), ("densenet100-12", 4), ("plain-cnn-2", 4), ("plain-cnn-10", 16)],
+)
+def test_an_image_that_would_be_pooled_to_nothing_is_refused(name: str, least: int) -> None:
+    check_model(name, (3, least, least), 5)
+    with pytest.raises(ModelError, match=f"{name} takes images of at least {least}x{least} pixels, given {least - 1}x"):
+        build_model(name, (3, least - 1, least), 5)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_every_tap_has_the_shape_that_tap_shapes_foretells(name: str) -> None:
-    network = build_model(name, (3, 8, 8), 7).eval()
-    taps = taps_of(network)
+    network = build_model(name, (3, 16, 20), 7).eval()
+    taps = stages_of(network)
     assert taps
-    assert set(taps) <= {module for module, _ in network.named_modules()}
-    _, features = Tapped(network, taps)(torch.zeros(2, 3, 9, 12))
-    assert [tuple(feature.shape[1:]) for feature in features] == tap_shapes(name, taps, (3, 9, 12))
+    with torch.no_grad():
+        _, features = Tapped(network, taps)(torch.zeros(1, 3, 16, 20))
+    assert [tuple(feature.shape[1:]) for feature in features] == tap_shapes(name, taps, (3, 16, 20))
 
 
 @pytest.mark.parametrize(
     ("name", "shapes"),
     [
-        ("cnn-32-64-64", [(32, 8, 8), (64, 4, 4), (64, 2, 2)]),
-        ("resnet20", [(16, 8, 8), (32, 4, 4), (64, 2, 2)]),
-        ("resnet8x4", [(64, 8, 8), (128, 4, 4), (256, 2, 2)]),
+        ("cnn-32-64-64", [(32, 32, 32), (64, 16, 16), (64, 8, 8)]),
+        ("mlp-1200-1200", [(1200,), (1200,)]),
+        ("plain-cnn-6", [(16, 32, 32), (32, 16, 16), (64, 8, 8)]),
+        ("cnn-5-layer", [(32, 16, 16), (64, 8, 8), (128, 4, 4)]),
+        ("resnet20", [(16, 32, 32), (32, 16, 16), (64, 8, 8)]),
+        ("resnet8x4", [(64, 32, 32), (128, 16, 16), (256, 8, 8)]),
+        ("preresnet110", [(16, 32, 32), (32, 16, 16), (64, 8, 8)]),
+        ("wrn-28-10", [(160, 32, 32), (320, 16, 16), (640, 8, 8)]),
+        ("resnext29-8x64", [(256, 32, 32), (512, 16, 16), (1024, 8, 8)]),
+        ("densenet100-12", [(216, 32, 32), (300, 16, 16), (342, 8, 8)]),
+        ("vgg13", [(64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4), (512, 4, 4)]),
+        ("mobilenetv2-half", [(12, 16, 16), (16, 8, 8), (48, 4, 4), (160, 2, 2)]),
+        ("shufflenetv2", [(116, 16, 16), (232, 8, 8), (464, 4, 4)]),
+        ("resnet50", [(256, 8, 8), (512, 4, 4), (1024, 2, 2), (2048, 1, 1)]),
+        ("resnet18-cifar", [(64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4)]),
     ],
 )
-def test_each_stage_after_the_first_halves_the_image(name: str, shapes: list[tuple[int, ...]]) -> None:
-    assert tap_shapes(name, taps_of(ghost(name, 1, 2)), (1, 8, 8)) == shapes
+def test_the_stages_have_the_shapes_of_the_papers(name: str, shapes: list[tuple[int, ...]]) -> None:
+    assert tap_shapes(name, stages_of(ghost(name, 3, 2)), (3, 32, 32)) == shapes
 
 
-@pytest.mark.parametrize(("name", "parameters"), PUBLISHED.items())
-def test_the_parameters_are_as_many_as_published(name: str, parameters: int) -> None:
-    assert count_parameters(ghost(name, 3, 100)) == parameters
+def test_the_widths_of_a_plain_cnn_follow_the_number_of_classes() -> None:
+    taps = stages_of(ghost("plain-cnn-2", 3, 100))
+    assert tap_shapes("plain-cnn-2", taps, (3, 32, 32), classes=10) == [(16, 32, 32), (16, 16, 16)]
+    assert tap_shapes("plain-cnn-2", taps, (3, 32, 32), classes=100) == [(32, 32, 32), (32, 16, 16)]
+
+
+@pytest.mark.parametrize(("named", "parameters"), PUBLISHED.items(), ids=lambda value: str(value))
+def test_the_parameters_are_as_many_as_published(named: tuple[str, int], parameters: int) -> None:
+    name, classes = named
+    assert count_parameters(ghost(name, 3, classes)) == parameters
+
+
+@pytest.mark.parametrize("name", REFERENCE)
+def test_the_logits_are_those_of_the_public_code_with_the_same_weights(name: str) -> None:
+    classes, expected = REFERENCE[name]
+    network = ghost(name, 3, classes).to_empty(device="cpu").eval()
+    set_by_rule(network)
+    image = torch.sin(torch.arange(3 * 32 * 32, dtype=torch.float64) * 0.37).float().reshape(1, 3, 32, 32)
+    with torch.no_grad():
+        logits = network(image)
+    assert logits.shape == (1, classes)
+    torch.testing.assert_close(logits[0, :3], torch.tensor(expected), rtol=1e-3, atol=2e-4)
+
+
+def test_an_mlp_has_as_many_parameters_as_worked_out_by_hand() -> None:
+    assert count_parameters(build_model("mlp-800-800", (1, 28, 28), 10)) == 785 * 800 + 801 * 800 + 801 * 10
+    assert count_parameters(build_model("mlp-1200-1200", (1, 28, 28), 10)) == 785 * 1200 + 1201 * 1200 + 1201 * 10
 
 
 def test_a_cnn_has_as_many_parameters_as_worked_out_by_hand() -> None:
@@ -142,70 +267,6 @@ def test_a_cnns_taps_are_its_blocks_after_their_relu(images: Tensor) -> None:
         torch.testing.assert_close(tap, block)
 
 
-@pytest.mark.parametrize("name", ["cnn-8-16", "resnet8"])
-def test_taps_leave_the_logits_alone(name: str, images: Tensor) -> None:
-    torch.manual_seed(0)
-    network = build_model(name, (3, 8, 8), 5).eval()
-    before = network(images)
-    logits, _ = Tapped(network, taps_of(network))(images)
-    assert torch.equal(logits, before)
-    assert torch.equal(network(images), before)
-
-
-def test_taps_come_in_the_order_in_which_they_were_named(images: Tensor) -> None:
-    network = build_model("resnet8", (3, 8, 8), 5).eval()
-    _, features = Tapped(network, ["layer3", "layer1"])(images)
-    assert [feature.shape[1] for feature in features] == [64, 16]
-
-
-def test_a_second_forward_gives_fresh_features(images: Tensor) -> None:
-    tapped = Tapped(build_model("cnn-8", (3, 8, 8), 5).eval(), ["blocks.0"])
-    _, (first,) = tapped(images)
-    kept = first.detach().clone()
-    _, (second,) = tapped(-images)
-    assert torch.equal(first, kept)
-    assert not torch.equal(second, kept)
-
-
-def test_features_live_no_longer_than_whoever_asked_for_them(images: Tensor) -> None:
-    tapped = Tapped(build_model("cnn-8", (3, 8, 8), 5).eval(), ["blocks.0"])
-    with torch.no_grad():
-        _, (features,) = tapped(images)
-    alive = weakref.ref(features)
-    del features
-    assert alive() is None
-
-
-def test_gradients_flow_through_a_tap(images: Tensor) -> None:
-    network = build_model("cnn-8-16", (3, 8, 8), 5)
-    _, (features,) = Tapped(network, ["blocks.0"])(images)
-    features.square().mean().backward()
-    touched = {name for name, parameter in network.named_parameters() if parameter.grad is not None}
-    assert touched == {"blocks.0.0.weight", "blocks.0.1.weight", "blocks.0.1.bias"}
-
-
-def test_a_wrapper_sees_the_features_as_ordinary_outputs(images: Tensor) -> None:
-    class Wrapper(nn.Module):
-        def __init__(self, inner: nn.Module) -> None:
-            super().__init__()
-            self.module = inner
-
-        def forward(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-            logits, features = self.module(images)
-            return logits, features
-
-    network = build_model("resnet8", (3, 8, 8), 5).eval()
-    logits, features = Wrapper(Tapped(network, taps_of(network)))(images)
-    plain_logits, plain_features = Tapped(network, taps_of(network))(images)
-    assert torch.equal(logits, plain_logits)
-    assert all(torch.equal(one, other) for one, other in zip(features, plain_features, strict=True))
-
-
-def test_a_tap_that_names_no_module_is_refused() -> None:
-    with pytest.raises(ValueError, match="CifarResNet has no module 'layer4'"):
-        Tapped(ghost("resnet8", 3, 5), ["layer4"])
-
-
 def test_the_global_seed_decides_the_weights() -> None:
     def weights(seed: int) -> Tensor:
         torch.manual_seed(seed)
@@ -215,3 +276,82 @@ def test_the_global_seed_decides_the_weights() -> None:
 
     assert torch.equal(weights(3), weights(3))
     assert not torch.equal(weights(3), weights(4))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_a_torchvision_resnet_gives_torchvisions_logits_bit_for_bit(name: str) -> None:
+    torch.manual_seed(0)
+    theirs = getattr(torchvision.models, name)(weights=None, num_classes=10).eval()
+    ours = build_model(name, (3, 64, 64), 10).eval()
+    ours.load_state_dict(theirs.state_dict())
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(ours(images), theirs(images))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_cifar_stem_is_a_3x3_convolution_without_pooling(channels: int) -> None:
+    torch.manual_seed(0)
+    ours = build_model("resnet18-cifar", (channels, 32, 32), 10).eval()
+    theirs = torchvision.models.resnet18(weights=None, num_classes=10).eval()
+    theirs.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
+    theirs.maxpool = nn.Identity()
+    theirs.load_state_dict(ours.state_dict())
+    images = torch.randn(2, channels, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(ours(images), theirs(images))
+
+
+def test_importing_the_zoo_imports_neither_torchvision_nor_timm() -> None:
+    code = "import sys, kdtune.models; sys.exit(any(m in sys.modules for m in ('torchvision', 'timm')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", WITH_DROPOUT)
+def test_dropout_is_at_work_in_training_alone(name: str) -> None:
+    options = {"dropout": 0.5}
+    torch.manual_seed(0)
+    network = build_model(name, (1, 8, 8), 5, options)
+    plain = build_model(name, (1, 8, 8), 5)
+    plain.load_state_dict(network.state_dict())
+    images = torch.randn(4, 1, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(network.eval()(images), plain.eval()(images))
+        assert not torch.equal(network.train()(images), network(images))
+
+
+def test_the_models_with_dropout_are_those_whose_papers_have_it() -> None:
+    mlps, wide = ["mlp-800-800", "mlp-1200-1200"], ["wrn-16-2", "wrn-40-1", "wrn-40-2", "wrn-28-10"]
+    assert [*mlps, "cnn-5-layer", *wide, "densenet100-12"] == WITH_DROPOUT
+    assert options_of("mlp-800-800") == ("dropout", "input_dropout")
+
+
+def test_input_dropout_drops_pixels_and_nothing_else() -> None:
+    network = build_model("mlp-800-800", (1, 2, 2), 3, {"input_dropout": 0.999999}).train()
+    with torch.no_grad():
+        logits = network(torch.ones(1, 1, 2, 2))
+        assert torch.equal(logits, network.eval()(torch.zeros(1, 1, 2, 2)))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_option_that_a_model_does_not_have_is_refused_with_those_it_has(name: str) -> None:
+    known = ", ".join(options_of(name)) or "none"
+    with pytest.raises(ModelError, match=f"{name} has no option 'droput'; its options: {known}"):
+        build_model(name, (3, 32, 32), 5, {"droput": 0.1})
+
+
+@pytest.mark.parametrize("value", [1, 1.0, -0.1, True, "0.5", float("nan")])
+def test_a_dropout_that_is_no_rate_is_refused(value: object) -> None:
+    with pytest.raises(ModelError, match="wrn-16-2: option 'dropout' is a rate from 0 to below 1"):
+        build_model("wrn-16-2", (3, 32, 32), 5, {"dropout": value})
+
+
+def test_an_unknown_name_is_refused_with_the_nearest() -> None:
+    with pytest.raises(ModelError, match=r"no model is named 'resnet19'.*Did you mean 'resnet1"):
+        build_model("resnet19", (3, 32, 32), 5)
+
+
+def test_checking_a_model_leaves_the_global_generator_alone() -> None:
+    before = torch.get_rng_state()
+    check_model("resnet18-cifar", (3, 32, 32), 10)
+    assert torch.equal(torch.get_rng_state(), before)

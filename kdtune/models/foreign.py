@@ -97,7 +97,10 @@ def _load(name: str) -> Callable[..., Any]:  # Any: whatever the user's function
 
 def _check_options(name: str, function: Callable[..., Any], options: Mapping[str, object]) -> None:
     """Before the call, so that the message can say which options there are."""
-    parameters = inspect.signature(function).parameters.values()
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:  # written in C without a signature; the call itself then says what is wrong
+        return
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return
     known = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]

@@ -60,10 +60,10 @@ class Tapped(nn.Module):
 def stages_of(network: nn.Module, image_shape: ImageShape | None = None) -> tuple[str, ...]:
     """The network's own taps, in the order in which they run.
 
-    They are its `taps` where it has them; else the modules that timm lists in its `feature_info`; else found by this
-    rule from the shapes of its children's outputs (containers and an only child are replaced by their own children
-    where the image changes size inside them): of the children that give a feature map [B, channels, height, width]
-    and run once, the last one at each size; global pooling at the end does not count.
+    They are its `taps` where it has them; else the modules that timm lists in its `feature_info`; else those that this
+    rule finds: of the children that give a feature map [B, channels, height, width] and run once, the last one at each
+    size. A child is replaced by its own children where it gives no map itself, and where it is a container or an only
+    child and the image changes size inside. Global pooling at the end does not count.
 
     `image_shape` (C, H, W) is needed by the rule for a network that `build_model` did not build. Raises ModelError
     with the names of the modules where nothing is found.
@@ -116,11 +116,11 @@ def _has_weights(network: nn.Module, name: str) -> bool:
 def _spread(parent: nn.Module, sizes: dict[str, tuple[int, int]], prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
     """The children of a module that give feature maps, some replaced by theirs, as `stages_of` describes."""
     children = [(prefix + name, child) for name, child in parent.named_children()]
-    seen = [(name, child) for name, child in children if name in sizes or isinstance(child, CONTAINERS)]
+    seen = [(n, c) for n, c in children if n in sizes or any(other.startswith(f"{n}.") for other in sizes)]
     for name, child in seen:
-        inner = [size for other, size in sizes.items() if other.rpartition(".")[0] == name]
-        changes = len(set(inner)) > 1 or name not in sizes
-        if (isinstance(child, CONTAINERS) or len(seen) == 1) and changes:
+        inner = {size for other, size in sizes.items() if other.rpartition(".")[0] == name}
+        opens = isinstance(child, CONTAINERS) or len(seen) == 1
+        if name not in sizes or (opens and len(inner) > 1):
             yield from _spread(child, sizes, f"{name}.")
         else:
             yield name, child
