@@ -73,7 +73,7 @@ class Bench:
         """The teacher asked directly, step by step."""
         rows = torch.arange(len(self.dataset.labels))
         with torch.no_grad():
-            logits: Tensor = self.network(self.dataset.normalise(augment(self.dataset.images, rows, view, self.data)))
+            logits: Tensor = self.network(self.dataset.normalise(augment(self.dataset.pixels, rows, view, self.data)))
         return logits
 
     def path(self, view: int) -> Path:
@@ -205,7 +205,7 @@ def reordered(toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> tuple[Dataset, D
     """The toy set loaded as data sets are, in its own order and with two images exchanged."""
     loaded = []
     for order in (list(range(66)), [3, 1, 2, 0, *range(4, 66)]):  # 0 and 3 are of one class
-        read = (Images(toy.images[order], toy.labels[order]), toy.test, toy.classes)
+        read = (Images(toy.pixels[order], toy.labels[order]), toy.test, toy.classes)
         monkeypatch.setitem(DATASETS, "digits", partial(given, read))
         loaded.append(load_dataset(DATA))
     assert torch.equal(loaded[0].labels, loaded[1].labels)

@@ -65,7 +65,7 @@ def noisy() -> Dataset:
 def test_digits_are_1797_images_of_8_by_8_pixels(digits: Dataset) -> None:
     assert digits.images.shape[1:] == digits.test.images.shape[1:] == (1, 8, 8)
     assert digits.shape == (1, 8, 8)
-    assert digits.images.dtype == torch.uint8
+    assert digits.pixels.dtype == torch.uint8
     assert len(digits.images) + len(digits.test.images) == 1797
     assert digits.classes == tuple("0123456789")
 
@@ -74,8 +74,8 @@ def test_digits_are_scikit_learns_pixels_in_its_order(digits: Dataset) -> None:
     from sklearn.datasets import load_digits
 
     theirs = load_digits()
-    ours = {(image.numpy().tobytes(), int(label)) for image, label in zip(digits.images, digits.labels, strict=True)}
-    ours |= {(i.numpy().tobytes(), int(n)) for i, n in zip(digits.test.images, digits.test.labels, strict=True)}
+    ours = {(image.numpy().tobytes(), int(label)) for image, label in zip(digits.pixels, digits.labels, strict=True)}
+    ours |= {(i.numpy().tobytes(), int(n)) for i, n in zip(digits.test.pixels, digits.test.labels, strict=True)}
     scaled = np.floor(theirs.images * 255 / 16 + 0.5).astype(np.uint8)  # 17 grey levels over 0..255
     assert ours == {(image.tobytes(), int(label)) for image, label in zip(scaled, theirs.target, strict=True)}
 
@@ -100,7 +100,7 @@ def test_the_split_seed_moves_validation_images_and_never_test_images(digits: Da
     assert torch.equal(again.validation, digits.validation)
     assert again.fingerprint == digits.fingerprint == other.fingerprint
     assert not torch.equal(other.validation, digits.validation)
-    assert torch.equal(other.test.images, digits.test.images)
+    assert torch.equal(other.test.pixels, digits.test.pixels)
 
 
 @given(st.lists(st.integers(2, 30), min_size=1, max_size=5), st.floats(0.01, 0.5), st.integers(0, 9), st.integers(0, 9))
@@ -168,7 +168,7 @@ def test_classes_and_labels_of_a_folder_are_torchvisions(root: Path) -> None:
         assert sorted(labels.tolist()) == sorted(theirs.targets)
     assert ours.classes == ("ant", "bee", "zebra")
     assert ours.images.shape == (9, 3, 8, 8)
-    assert ours.images.dtype == torch.uint8
+    assert ours.pixels.dtype == torch.uint8
 
 
 def test_pictures_of_the_right_size_keep_torchvisions_pixels(root: Path) -> None:
@@ -179,7 +179,7 @@ def test_pictures_of_the_right_size_keep_torchvisions_pixels(root: Path) -> None
         if picture.size == (8, 8)
     }
     assert len(theirs) == 5
-    assert theirs <= {(image.numpy().tobytes(), int(n)) for image, n in zip(ours.images, ours.labels, strict=True)}
+    assert theirs <= {(image.numpy().tobytes(), int(n)) for image, n in zip(ours.pixels, ours.labels, strict=True)}
 
 
 @pytest.mark.parametrize("upright", [True, False])
@@ -189,7 +189,7 @@ def test_a_picture_that_is_not_square_is_cut_to_its_centre(tmp_path: Path, uprig
     for part in ("train", "test"):
         for name in ("a/0", "a/1", "b/0", "b/1"):
             save(tmp_path / part / f"{name}.png", stripe.swapaxes(0, 1) if upright else stripe)
-    images = load_dataset(folder(tmp_path)).images
+    images = load_dataset(folder(tmp_path)).pixels
     green = torch.tensor([0, 255, 0], dtype=torch.uint8).view(3, 1, 1).expand(3, 8, 8)
     assert torch.equal(images, green.expand(4, 3, 8, 8))
 
@@ -200,7 +200,7 @@ def test_a_picture_of_another_size_is_scaled_to_the_wanted_one(tmp_path: Path) -
     for part in ("train", "test"):
         for name in ("a/0", "a/1", "b/0", "b/1"):
             save(tmp_path / part / f"{name}.png", halves)
-    images = load_dataset(folder(tmp_path, image_size=4)).images
+    images = load_dataset(folder(tmp_path, image_size=4)).pixels
     assert images.shape == (4, 3, 4, 4)
     assert torch.equal(images, images[:1, :1, :1].expand_as(images))  # every row, channel and picture alike
     assert images[0, 0, 0, 0] < images[0, 0, 0, 1] < 64
@@ -211,7 +211,7 @@ def test_a_picture_of_another_size_is_scaled_to_the_wanted_one(tmp_path: Path) -
 def test_the_folder_of_test_pictures_may_be_called_val(root: Path, name: str) -> None:
     expected = load_dataset(folder(root))
     (root / "test").rename(root / name)
-    assert torch.equal(load_dataset(folder(root)).test.images, expected.test.images)
+    assert torch.equal(load_dataset(folder(root)).test.pixels, expected.test.pixels)
 
 
 def _one_pixel_of(part: str, root: Path) -> None:
@@ -255,7 +255,7 @@ def test_the_fingerprint_changes_with_any_pixel_label_or_name_and_with_nothing_e
 
 def test_mean_and_std_are_measured_on_the_training_pictures(root: Path) -> None:
     ours = load_dataset(folder(root))
-    pixels = ours.images.double() / 255
+    pixels = ours.pixels.double() / 255
     assert ours.mean == pytest.approx(pixels.mean(dim=(0, 2, 3)).tolist(), abs=1e-6)
     assert ours.std == pytest.approx(pixels.std(dim=(0, 2, 3), correction=0).tolist(), abs=1e-6)
 
@@ -319,8 +319,8 @@ def test_a_class_of_one_training_picture_is_named(tmp_path: Path) -> None:
 
 
 def test_images_are_normalised_as_torchvision_does(noisy: Dataset) -> None:
-    theirs = normalize(noisy.images.float() / 255, list(noisy.mean), list(noisy.std))
-    torch.testing.assert_close(noisy.normalise(noisy.images), theirs, rtol=1e-5, atol=1e-6)
+    theirs = normalize(noisy.pixels.float() / 255, list(noisy.mean), list(noisy.std))
+    torch.testing.assert_close(noisy.normalise(noisy.pixels), theirs, rtol=1e-5, atol=1e-6)
 
 
 # --- views
@@ -457,7 +457,7 @@ def test_an_epoch_sees_every_image_once(noisy: Dataset) -> None:
 def test_a_batch_holds_the_normalised_views_and_labels_of_its_images(noisy: Dataset) -> None:
     config = Data(dataset="digits", augment="crop-flip")
     for batch in batches(noisy, config, torch.arange(3, 17), size=4, column=5, seed=1, epoch=2):
-        views = augment(noisy.images[batch.indices], batch.indices, 5, config)
+        views = augment(noisy.pixels[batch.indices], batch.indices, 5, config)
         assert torch.equal(batch.images, noisy.normalise(views))
         assert torch.equal(batch.labels, noisy.labels[batch.indices])
         assert batch.column == 5

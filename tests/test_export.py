@@ -51,7 +51,7 @@ def folder(tmp_path: Path, network: nn.Module, experiment: Experiment, digits: D
 
 @torch.inference_mode()
 def logits_of(network: nn.Module, digits: Dataset) -> Tensor:
-    logits: Tensor = network(digits.normalise(digits.test.images))
+    logits: Tensor = network(digits.normalise(digits.test.pixels))
     return logits
 
 
@@ -69,7 +69,7 @@ def test_an_exported_student_answers_as_the_student_did_to_floats(
     folder: Path, network: nn.Module, digits: Dataset
 ) -> None:
     student = kdtune.load_student(str(folder))
-    floats = digits.test.images.float() / 255
+    floats = digits.test.pixels.float() / 255
     torch.testing.assert_close(student(floats), logits_of(network, digits), rtol=1e-6, atol=1e-6)
 
 
@@ -86,7 +86,7 @@ def test_a_loaded_student_is_frozen_and_knows_its_classes(folder: Path, digits: 
     assert not any(parameter.requires_grad for parameter in student.parameters())
     assert student.classes == tuple("0123456789")
     assert student.image_shape == (1, 8, 8)
-    assert student(digits.test.images[:3]).shape == (3, 10)
+    assert student(digits.test.pixels[:3]).shape == (3, 10)
 
 
 def test_the_export_of_a_feature_trial_holds_the_bare_student(

@@ -53,10 +53,10 @@ def test_a_teacher_trained_here_never_sees_the_validation_images(
     make_experiment: MakeExperiment, toy: Dataset, tmp_path: Path
 ) -> None:
     """Other pixels in the validation images (copies of fit images of the same class), the same weights."""
-    images = toy.images.clone()
+    images = toy.pixels.clone()
     for number in toy.validation.tolist():
         twin = toy.fit[toy.labels[toy.fit] == toy.labels[number]][0]
-        images[number] = toy.images[twin]
+        images[number] = toy.pixels[twin]
     others = dataclasses.replace(toy, images=images)
     values = {"teacher.train.epochs": 20, "teacher.train.batch_size": 16}
     one = obtain(make_experiment(values), toy, CPU, nobody)["teacher"]
@@ -82,7 +82,7 @@ def test_a_teacher_is_trained_on_other_views_than_those_that_its_students_see(
     rows = torch.arange(66)
     for column in range(3):
         its, theirs = (
-            augment(toy.images, rows, column, experiment.data.model_copy(update={"view_seed": s}))
+            augment(toy.pixels, rows, column, experiment.data.model_copy(update={"view_seed": s}))
             for s in (seed, experiment.data.view_seed)
         )
         assert not torch.equal(its, theirs)

@@ -346,7 +346,7 @@ def test_evaluate_equals_a_loop_over_single_images(
     right, loss, predictions = 0, 0.0, []
     numbers = toy.validation.tolist() if subset else range(len(toy.labels))
     for number in numbers:
-        pixels = (toy.images[number].double() / 255 - toy.mean[0]) / toy.std[0]
+        pixels = (toy.pixels[number].double() / 255 - toy.mean[0]) / toy.std[0]
         logits = network(pixels.float().unsqueeze(0))[0].tolist()
         label = int(toy.labels[number])
         predictions.append(max(range(3), key=lambda k: logits[k]))

@@ -51,6 +51,12 @@ class Dataset:
         _, channels, height, width = self.images.shape
         return channels, height, width
 
+    @property
+    def pixels(self) -> Tensor:
+        """The training images as a tensor; for those that are in memory."""
+        assert isinstance(self.images, Tensor)
+        return self.images
+
     def to(self, device: torch.device) -> "Dataset":
         return replace(
             self,

@@ -87,6 +87,12 @@ class Images:
     images: Pixels  # [N, C, H, W] uint8
     labels: Tensor  # [N] int64, -1 where an image has none
 
+    @property
+    def pixels(self) -> Tensor:
+        """The images as a tensor; for those that are in memory."""
+        assert isinstance(self.images, Tensor)
+        return self.images
+
 
 def square(file: Path, size: int) -> Tensor:
     """RGB [3, size, size]: the shorter side scaled to `size`, then the centre."""
@@ -125,4 +131,4 @@ def _plain(image: "Image.Image", side: int) -> "Image.Image":
 
 def _tensor(image: "Image.Image") -> Tensor:
     values: npt.NDArray[Any] = np.array(image)  # [H, W, 3] uint8
-    return torch.from_numpy(values).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(values).permute(2, 0, 1)

@@ -76,7 +76,7 @@ def _fetch(published: Published, root: Path) -> None:
                 published.loader(str(root), train=train, download=True)
     except (OSError, RuntimeError, EOFError, ValueError, tarfile.TarError, zlib.error) as error:
         raise DataError(
-            f"data.download: cannot fetch {published.title} into {root}: {error}. Fetch it elsewhere and point "
+            f"data.download: cannot fetch {published.title} into {root}: {str(error).strip()}. Fetch it elsewhere and point "
             f"data.root to the folder that holds it"
         ) from error
 

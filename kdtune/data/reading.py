@@ -78,8 +78,8 @@ def _decoded(files: ImageFiles, chunks: Sequence[Tensor], column: int | None, co
     if not chunks:
         return
     sizes = [len(chunk) for chunk in chunks]
-    here = torch.cat(tuple(chunks)).cpu().split(sizes)  # one copy from the device
-    pieces = [piece for chunk in here for piece in chunk.split(PIECE)]
+    here = torch.split(torch.cat(tuple(chunks)).cpu(), sizes)  # one copy from the device
+    pieces = [piece for chunk in here for piece in torch.split(chunk, PIECE)]
     with closing(_arriving(_Pieces(files, pieces, column, config), sum(sizes))) as arriving:
         for size in sizes:
             batch = torch.empty(size, *files.shape[1:], dtype=torch.uint8, device=files.device)
