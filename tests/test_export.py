@@ -136,7 +136,7 @@ def test_a_second_export_replaces_the_first(folder: Path, experiment: Experiment
 # --- whole or absent
 
 
-def full_disk(*arguments: object) -> None:
+def full_disk(*arguments: object, **given: object) -> None:
     raise OSError(28, "No space left on device")
 
 
@@ -322,7 +322,7 @@ def test_an_export_of_another_model_is_refused(folder: Path, model: str) -> None
     weights = safetensors.torch.load_file(folder / "student.safetensors")
     print_ = fingerprint(model, weights, config["options"])  # a forger would not forget it
     (folder / "config.json").write_text(json.dumps({**config, "model": model, "fingerprint": print_}))
-    with pytest.raises(ExportError, match="config.json and student.safetensors do not fit"):
+    with pytest.raises(ExportError, match=r"config\.json and student\.safetensors do not fit"):
         load_student(folder)
 
 

@@ -27,6 +27,7 @@ from kdtune.teacher import Teacher
 if TYPE_CHECKING:
     from kdtune.search.board import Board, Row
 
+PIPE_WIDTH = 140
 SHOWN_ROWS = 10
 SHOWN_CHANGES = 3
 STYLES = {"running": "cyan", "complete": "green", "stopped": "dim", "diverged": "red", "failed": "red"}
@@ -36,7 +37,8 @@ class Lines:
     """One line for each thing worth a line; for logs, pipes and CI."""
 
     def __init__(self) -> None:
-        self.console = Console(soft_wrap=True, highlight=False)
+        # a pipe has no width; tables in it should not be squeezed into 80 columns
+        self.console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
         self.began = time.monotonic()
         self._reported: set[str] = set()
 
@@ -74,7 +76,7 @@ class Lines:
         manifest = cache.manifest
         size = manifest.views * manifest.column_bytes
         self.say(
-            f"cache     {manifest.views} x {manifest.identity.rows} x {manifest.identity.classes} logits, "
+            f"cache     of {manifest.teacher_model}: {manifest.views} x {manifest.identity.rows} x {manifest.identity.classes} logits, "
             f"{size / 1e6:.1f} MB, checked against the teacher"
         )
 
@@ -214,7 +216,8 @@ def short_config(config: Mapping[str, Any]) -> str:
     """`temperature exponential 4 → 1, alpha 0.9`: each schedule in a few words; values are whatever was sampled."""
     schedules: dict[str, dict[str, Any]] = {}
     for path, value in config.items():
-        owner, _, name = path.partition(".")[2].partition(".")
+        section, _, rest = path.partition(".")
+        owner, _, name = (rest or section).partition(".")
         schedules.setdefault(owner, {})[name or "start"] = value
     words = []
     for owner, fields in schedules.items():
@@ -265,8 +268,10 @@ def _bar(text: str, done: int, total: int) -> Group:
 def results_table(summary: Mapping[str, Any]) -> Table:
     """The table of a finished search: one row each for the teacher, the baselines and the best student."""
     table = Table(title="Test accuracy, last epoch, whole training set", title_justify="left", title_style="bold")
-    for name in ("", "model", "accuracy", "std", "runs", "parameters", "size", "latency"):
-        table.add_column(name, justify="left" if name in ("", "model") else "right")
+    table.add_column("", no_wrap=True)
+    table.add_column("model", overflow="ellipsis", no_wrap=True)
+    for name in ("accuracy", "std", "runs", "parameters", "size", "latency"):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in summary["results"]:
         style = "bold" if row["name"] in (BEST, DISTILLED) else ""
         table.add_row(
