@@ -227,6 +227,16 @@ def test_other_views_are_refused_by_the_name_of_the_field(bench: Bench, field: s
     refused_by_name(bench, field)
 
 
+def test_resized_crops_belong_to_their_scale_and_to_no_padding(bench: Bench) -> None:
+    resized = {"augment": "random-resized-crop", "crop_scale": (0.3, 1.0)}
+    described = []
+    for values in (resized, {**resized, "crop_padding": 1}, {**resized, "crop_scale": (0.4, 1.0)}):
+        bench.data = DATA.model_copy(update=values)
+        described.append(bench.identity.augmentation)
+    assert described[0] == described[1] == "random-resized-crop scale [0.3, 1.0]"
+    assert described[2] == "random-resized-crop scale [0.4, 1.0]"
+
+
 @pytest.mark.parametrize("values", [{"mean": (0.5,)}, {"std": (0.5,)}])
 def test_another_normalisation_is_refused_by_name(bench: Bench, values: dict[str, Any]) -> None:
     bench.build(1)

@@ -197,6 +197,14 @@ def test_boxes_are_distributed_as_torchvisions(scale: tuple[float, float]) -> No
         assert (share[0] - share[1]).abs().max() < 1.95 * math.sqrt(2 / DRAWN), name
 
 
+def test_a_boxs_place_size_and_mirroring_have_nothing_to_do_with_each_other() -> None:
+    left, top, right, bottom = boxes((0.1, 0.5)).double().unbind(1)
+    found = measures(left, top, right - left, bottom - top)
+    mirrored = flips(torch.arange(DRAWN), 0, Data(dataset="digits", augment="flip", view_seed=1)).double()
+    together = torch.corrcoef(torch.stack([*found.values(), mirrored])).fill_diagonal_(0)
+    assert together.abs().max() < 3.9 / math.sqrt(DRAWN)  # 99.99% of draws, for each of the ten pairs
+
+
 @pytest.mark.parametrize(("width", "height"), [(1000, 20), (20, 1000), (1, 1), (2, 50)])
 def test_an_image_that_no_try_fits_is_cut_to_torchvisions_centre(width: int, height: int) -> None:
     top, left, h, w = RandomResizedCrop.get_params(torch.empty(3, height, width), [1.0, 1.0], list(ASPECT))

@@ -76,8 +76,8 @@ def _fetch(published: Published, root: Path) -> None:
                 published.loader(str(root), train=train, download=True)
     except (OSError, RuntimeError, EOFError, ValueError, tarfile.TarError, zlib.error) as error:
         raise DataError(
-            f"data.download: cannot fetch {published.title} into {root}: {str(error).strip()}. Fetch it elsewhere and point "
-            f"data.root to the folder that holds it"
+            f"data.download: cannot fetch {published.title} into {root}: {str(error).strip()}. "
+            f"Fetch it elsewhere and point data.root to the folder that holds it"
         ) from error
 
 
