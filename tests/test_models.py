@@ -110,16 +110,25 @@ def test_the_zoo_has_the_models_that_an_experiment_can_name() -> None:
     assert tuple(MODELS) == MODEL_NAMES
 
 
-@pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", MODELS)
-def test_every_model_gives_one_logit_a_class_for_grey_and_colour_images(name: str, channels: int) -> None:
-    logits = ghost(name, channels, 7).eval()(torch.zeros((2, channels, 32, 32), device="meta"))
+def test_every_model_gives_one_logit_a_class_for_grey_images_and_the_taps_that_tap_shapes_foretells(name: str) -> None:
+    shape = (1, 16, 20)
+    with torch.device("meta"):
+        network = build_model(name, shape, 7)
+    taps = stages_of(network)
+    with torch.no_grad():  # shapes do not depend on the weights, which take long to draw
+        logits, features = Tapped(network.to_empty(device="cpu").eval(), taps)(torch.zeros(2, *shape))
     assert logits.shape == (2, 7)
+    assert len(features) > 0
+    assert [tuple(feature.shape[1:]) for feature in features] == tap_shapes(name, taps, shape)
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name not in ("plain-cnn-8", "plain-cnn-10")])
-def test_every_model_but_the_deepest_plain_ones_takes_images_of_8x8(name: str) -> None:
-    check_model(name, (1, 8, 8), 10)
+@pytest.mark.parametrize(
+    "name", ["mlp-800-800", "plain-cnn-6", "cnn-5-layer", "densenet100-12", "vgg8", "mobilenetv2-half", "shufflenetv2",
+             "resnet8", "wrn-16-2", "resnext29-8x64", "resnet18", "resnet18-cifar"],
+)  # fmt: skip
+def test_models_of_every_kind_take_images_of_8x8(name: str) -> None:
+    check_model(name, (3, 8, 8), 10)
 
 
 @pytest.mark.parametrize("name", ["cnn-16", "cnn-32-64-64", "resnet8", "resnet8x4", "wrn-16-2"])
@@ -129,7 +138,7 @@ def test_a_model_takes_images_of_any_size(name: str, size: tuple[int, int]) -> N
 
 
 @pytest.mark.parametrize("name", ["mlp-800-800", "plain-cnn-4", "cnn-5-layer", "vgg8", "densenet100-12"])
-@pytest.mark.parametrize("size", [(28, 28), (20, 17), (64, 96)])
+@pytest.mark.parametrize("size", [(28, 28), (65, 97)])
 def test_models_that_pool_or_flatten_take_sizes_that_are_no_power_of_two(name: str, size: tuple[int, int]) -> None:
     check_model(name, (1, *size), 5)
 
@@ -144,16 +153,6 @@ def test_an_image_that_would_be_pooled_to_nothing_is_refused(name: str, least: i
         build_model(name, (3, least - 1, least), 5)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_every_tap_has_the_shape_that_tap_shapes_foretells(name: str) -> None:
-    network = build_model(name, (3, 16, 20), 7).eval()
-    taps = stages_of(network)
-    assert taps
-    with torch.no_grad():
-        _, features = Tapped(network, taps)(torch.zeros(1, 3, 16, 20))
-    assert [tuple(feature.shape[1:]) for feature in features] == tap_shapes(name, taps, (3, 16, 20))
-
-
 @pytest.mark.parametrize(
     ("name", "shapes"),
     [
@@ -163,7 +162,6 @@ def test_every_tap_has_the_shape_that_tap_shapes_foretells(name: str) -> None:
         ("cnn-5-layer", [(32, 16, 16), (64, 8, 8), (128, 4, 4)]),
         ("resnet20", [(16, 32, 32), (32, 16, 16), (64, 8, 8)]),
         ("resnet8x4", [(64, 32, 32), (128, 16, 16), (256, 8, 8)]),
-        ("preresnet110", [(16, 32, 32), (32, 16, 16), (64, 8, 8)]),
         ("wrn-28-10", [(160, 32, 32), (320, 16, 16), (640, 8, 8)]),
         ("resnext29-8x64", [(256, 32, 32), (512, 16, 16), (1024, 8, 8)]),
         ("densenet100-12", [(216, 32, 32), (300, 16, 16), (342, 8, 8)]),
@@ -307,7 +305,7 @@ def test_importing_the_zoo_imports_neither_torchvision_nor_timm() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("name", WITH_DROPOUT)
+@pytest.mark.parametrize("name", [name for name in WITH_DROPOUT if name != "wrn-28-10"])  # large, and as wrn-16-2
 def test_dropout_is_at_work_in_training_alone(name: str) -> None:
     options = {"dropout": 0.5}
     torch.manual_seed(0)
