@@ -12,19 +12,16 @@ from torch import Tensor
 
 from kdtune.data import Batch
 from kdtune.distill import FEATURE_LOSSES, LOGIT_LOSSES, Distillation
-from kdtune.distill.feature_losses import attention, hint
+from kdtune.distill.feature_losses import hint
 from kdtune.distill.logit_losses import kl
 from kdtune.experiment import Distill
+from tests.feature_twins import BY_HAND, maps
 
 Features = tuple[Tensor, ...]
 
 
 def logits(seed: int, images: int = 5, classes: int = 7, scale: float = 4.0) -> Tensor:
     return scale * torch.randn(images, classes, generator=torch.Generator().manual_seed(seed))
-
-
-def maps(seed: int, channels: int = 3, height: int = 4, width: int = 4) -> Tensor:
-    return torch.randn(2, channels, height, width, generator=torch.Generator().manual_seed(seed))
 
 
 def softmax_by_hand(row: list[float], temperature: float) -> list[float]:
@@ -44,28 +41,6 @@ def kl_by_hand(student_logits: Tensor, teacher_logits: Tensor, temperature: floa
 def cross_entropy_by_hand(student_logits: Tensor, labels: Tensor) -> float:
     rows = zip(student_logits.tolist(), labels.tolist(), strict=True)
     return -sum(math.log(softmax_by_hand(row, 1)[label]) for row, label in rows) / len(labels)
-
-
-def hint_by_hand(student: Tensor, teacher: Tensor) -> float:
-    pairs: list[tuple[float, float]] = list(zip(student.flatten().tolist(), teacher.flatten().tolist(), strict=True))
-    return math.fsum((a - b) ** 2 for a, b in pairs) / math.fsum(b**2 for _, b in pairs)
-
-
-def attention_by_hand(student: Tensor, teacher: Tensor) -> float:
-    """1 - cosine of the maps of channel-mean squares, mean over images."""
-    total = 0.0
-    for mine, theirs in zip(student.tolist(), teacher.tolist(), strict=True):
-        a, b = (
-            [
-                sum(channel[y][x] ** 2 for channel in image) / len(image)
-                for y in range(len(image[0]))
-                for x in range(len(image[0][0]))
-            ]
-            for image in (mine, theirs)
-        )
-        dot = sum(p * q for p, q in zip(a, b, strict=True))
-        total += 1 - dot / math.sqrt(sum(p * p for p in a) * sum(q * q for q in b))
-    return total / len(student)
 
 
 def batch_of(labels: Tensor) -> Batch:
@@ -138,17 +113,29 @@ def test_the_gradient_of_kl_is_that_of_finite_differences() -> None:
         assert gradient[tuple(place)].item() == pytest.approx((above - below) / (2 * step), rel=1e-4, abs=1e-7)
 
 
+def named(name: str) -> Callable[[Tensor, Tensor, float], Tensor]:
+    """A logit loss with its defaults; the right classes are 0, 1, 2, ..., and one image in three has no label."""
+    config = Distill.model_validate({"logit_loss": name})
+
+    def loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+        numbers = torch.arange(len(student_logits))
+        labels = torch.where(numbers % 3 == 2, -1, numbers % student_logits.shape[1])
+        return LOGIT_LOSSES[name](student_logits, teacher_logits, temperature, labels, config)
+
+    return loss
+
+
 @pytest.mark.parametrize("name", LOGIT_LOSSES)
 def test_a_logit_loss_is_zero_for_equal_logits_and_positive_otherwise(name: str) -> None:
-    loss = LOGIT_LOSSES[name]
-    assert loss(logits(0), logits(0), 4.0).item() == pytest.approx(0, abs=1e-7)
+    loss = named(name)
+    assert loss(logits(0), logits(0), 4.0).item() == pytest.approx(0, abs=1e-6)
     assert loss(logits(0), logits(1), 4.0).item() > 0.01
 
 
 @pytest.mark.parametrize("name", LOGIT_LOSSES)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_logit_loss_of_half_precision_logits_is_computed_in_float32(name: str, dtype: torch.dtype) -> None:
-    loss = LOGIT_LOSSES[name]
+    loss = named(name)
     student_logits, teacher_logits = logits(0).to(dtype), logits(1).to(dtype)
     computed = loss(student_logits, teacher_logits, 3.0)
     assert computed.dtype == torch.float32
@@ -158,102 +145,7 @@ def test_a_logit_loss_of_half_precision_logits_is_computed_in_float32(name: str,
 @pytest.mark.parametrize("name", LOGIT_LOSSES)
 def test_a_logit_loss_stays_finite_for_the_largest_float16_logits(name: str) -> None:
     certain = torch.tensor([[65504.0, -65504.0]], dtype=torch.float16)
-    assert LOGIT_LOSSES[name](certain.flip(1), certain, 1.0).isfinite()
-
-
-# --- hint
-
-
-def test_hint_is_zero_for_equal_features() -> None:
-    assert hint(maps(0), maps(0)).item() == 0
-
-
-def test_hint_of_zeros_is_exactly_one() -> None:
-    assert hint(torch.zeros(2, 3, 4, 4), maps(0)).item() == 1
-
-
-def test_hint_is_the_number_on_paper() -> None:
-    # squares of differences 1 and 4, squares of the teacher 4 and 16
-    student, teacher = torch.tensor([1.0, 2.0]).view(1, 2, 1, 1), torch.tensor([2.0, 4.0]).view(1, 2, 1, 1)
-    assert hint(student, teacher).item() == pytest.approx((1 + 4) / (4 + 16))
-
-
-def test_hint_equals_loops_over_python_floats() -> None:
-    assert hint(maps(0), maps(1)).item() == pytest.approx(hint_by_hand(maps(0), maps(1)), rel=1e-5)
-
-
-def test_the_gradient_of_hint_is_twice_the_difference_over_the_teachers_squares() -> None:
-    student, teacher = maps(0).requires_grad_(), maps(1)
-    (gradient,) = torch.autograd.grad(hint(student, teacher), student)
-    torch.testing.assert_close(gradient, 2 * (student.detach() - teacher) / teacher.square().sum())
-
-
-def test_the_gradient_of_hint_reaches_every_pixel_that_was_pooled() -> None:
-    student, teacher = maps(0, height=8, width=8).requires_grad_(), maps(1)
-    (gradient,) = torch.autograd.grad(hint(student, teacher), student)
-    pooled = F.avg_pool2d(student.detach(), 2)
-    on_pooled = 2 * (pooled - teacher) / teacher.square().sum()
-    torch.testing.assert_close(gradient, F.interpolate(on_pooled, scale_factor=2.0, mode="nearest") / 4)
-
-
-def test_hint_of_a_silent_teacher_is_finite() -> None:
-    assert hint(maps(0), torch.zeros(2, 3, 4, 4)).isfinite()
-
-
-# --- attention
-
-
-def test_attention_is_zero_for_equal_features() -> None:
-    assert attention(maps(0), maps(0)).item() == pytest.approx(0, abs=1e-7)
-
-
-def test_attention_does_not_ask_how_large_the_features_are() -> None:
-    assert attention(5 * maps(0), maps(0)).item() == pytest.approx(0, abs=1e-6)
-
-
-def test_attention_to_other_places_costs_exactly_one() -> None:
-    left, right = torch.zeros(1, 2, 1, 2), torch.zeros(1, 3, 1, 2)
-    left[..., 0], right[..., 1] = 3.0, -2.0
-    assert attention(left, right).item() == pytest.approx(1, rel=1e-6)
-
-
-def test_attention_equals_loops_over_python_floats_and_channels_may_differ() -> None:
-    student, teacher = maps(0, channels=2), maps(1, channels=5)
-    assert attention(student, teacher).item() == pytest.approx(attention_by_hand(student, teacher), rel=1e-5)
-
-
-def test_attention_of_a_silent_student_has_a_finite_gradient() -> None:
-    silent = torch.zeros(2, 3, 4, 4, requires_grad=True)
-    (gradient,) = torch.autograd.grad(attention(silent, maps(0)), silent)
-    assert gradient.isfinite().all()
-
-
-# --- both feature losses
-
-
-@pytest.mark.parametrize("name", FEATURE_LOSSES)
-def test_the_larger_map_is_average_pooled_to_the_smaller(name: str) -> None:
-    loss = FEATURE_LOSSES[name].function
-    small, large = maps(0), maps(1, height=8, width=8)
-    torch.testing.assert_close(loss(small, large), loss(small, F.avg_pool2d(large, 2)))
-    torch.testing.assert_close(loss(large, small), loss(F.avg_pool2d(large, 2), small))
-
-
-@pytest.mark.parametrize("name", FEATURE_LOSSES)
-def test_maps_that_are_larger_each_in_another_direction_meet_in_the_middle(name: str) -> None:
-    loss = FEATURE_LOSSES[name].function
-    tall, wide = maps(0, height=8, width=4), maps(1, height=4, width=8)
-    torch.testing.assert_close(loss(tall, wide), loss(F.avg_pool2d(tall, (2, 1)), F.avg_pool2d(wide, (1, 2))))
-
-
-@pytest.mark.parametrize("name", FEATURE_LOSSES)
-def test_a_feature_loss_of_half_precision_maps_is_computed_in_float32(name: str) -> None:
-    """Squares of 300 do not fit float16."""
-    loss = FEATURE_LOSSES[name].function
-    student, teacher = (300 * maps(0)).half(), (300 * maps(1)).half()
-    computed = loss(student, teacher)
-    assert computed.dtype == torch.float32
-    assert torch.equal(computed, loss(student.float(), teacher.float()))
+    assert named(name)(certain.flip(1), certain, 1.0).isfinite()
 
 
 # --- the objective
@@ -288,11 +180,14 @@ def test_the_total_is_the_formula(
     )
     outputs = (student_logits, mine) if feature_weight > 0 else student_logits
     total = sum(term.item() for term in distillation(outputs, batch_of(labels)).values())
-    by_hand: Callable[[Tensor, Tensor], float] = {"hint": hint_by_hand, "attention": attention_by_hand}[name]
+    by_hand = BY_HAND[name]
+    features = sum(by_hand(a, b) for a, b in zip(mine, theirs, strict=True)) / 2
+    if name.startswith("rkd"):  # the last tap alone
+        features = by_hand(mine[-1], theirs[-1])
     expected = (
         (1 - alpha) * cross_entropy_by_hand(student_logits, labels)
         + alpha * (temperature**2 if squared else 1) * kl_by_hand(student_logits, teacher_logits, temperature)
-        + feature_weight * sum(by_hand(a, b) for a, b in zip(mine, theirs, strict=True)) / 2
+        + feature_weight * features
     )
     assert total == pytest.approx(expected, rel=2e-5, abs=1e-5)
 

@@ -23,7 +23,7 @@ from kdtune.experiment import Distill
 Temperature = float | Tensor
 LogitLoss = Callable[[Tensor, Tensor, Temperature, Tensor, Distill], Tensor]
 
-FLAT = 1e-4  # a row that deviates less than this from its mean counts as having no shape
+FLAT = 1e-7  # a row whose deviations from its mean are shorter has no shape, and a gradient without bounds
 
 
 def kl(student_logits: Tensor, teacher_logits: Tensor, temperature: Temperature) -> Tensor:
@@ -64,8 +64,9 @@ def _parted(logits: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
 def dist(student_logits: Tensor, teacher_logits: Tensor, temperature: Temperature, intra_class_weight: float) -> Tensor:
     """1 - correlation of an image's probabilities over classes, plus that of a class's over the images of the batch.
 
-    Each is a mean, over images and over classes; a correlation with something flat counts as 0, and so does that
-    within the classes of a batch of one. Huang et al. 2022, "Knowledge Distillation from A Stronger Teacher".
+    Each is a mean, over images and over classes. A correlation with something flat counts as 0, without a gradient;
+    so does that within the classes of a batch of one. Huang et al. 2022, "Knowledge Distillation from A Stronger
+    Teacher".
     """
     student = F.softmax(student_logits.float() / temperature, dim=1)
     teacher = F.softmax(teacher_logits.float() / temperature, dim=1)
@@ -74,10 +75,10 @@ def dist(student_logits: Tensor, teacher_logits: Tensor, temperature: Temperatur
 
 
 def _correlation(student: Tensor, teacher: Tensor, dim: int) -> Tensor:
-    """Pearson's, along `dim`. `FLAT` bounds the gradient of a flat row, and is to the authors' 1e-8 as its root."""
+    """Pearson's, along `dim`; less where both are all but flat, since 1e-8 is the authors' own guard."""
     student, teacher = student - student.mean(dim, keepdim=True), teacher - teacher.mean(dim, keepdim=True)
-    lengths = [(deviations.square().sum(dim) + FLAT**2).sqrt() for deviations in (student, teacher)]
-    return (student * teacher).sum(dim) / (lengths[0] * lengths[1])
+    mine, theirs = torch.linalg.vector_norm(student, dim=dim), torch.linalg.vector_norm(teacher, dim=dim)
+    return torch.where(mine.detach() > FLAT, (student * teacher).sum(dim) / (mine * theirs + 1e-8), 0.0)
 
 
 def standardise(logits: Tensor) -> Tensor:

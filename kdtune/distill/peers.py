@@ -68,7 +68,8 @@ def peer_student(experiment: Experiment, dataset: Dataset, seed: int, device: to
     assert experiment.own_teacher.peers is not None
     networks = [new_network(experiment, dataset, seed)]
     for place, name in enumerate(experiment.own_teacher.peers, start=1):
-        torch.manual_seed(seed + (place << 32))  # seeds lie below 2^31: a peer never starts as a student does
+        # the CPU's generator reads 32 bits, and seeds lie below 2^31: no peer starts as the student of another seed
+        torch.manual_seed((1 << 31) + (1009 * seed + place) % (1 << 31))
         networks.append(build_model(name, dataset.shape, len(dataset.classes)))
     return Student(
         networks[0], new_state(Peers(networks), experiment.train, device), MutualLearning(experiment.distill)

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from kdtune.data import Dataset
 from kdtune.distill.feature_losses import FEATURE_LOSSES
 from kdtune.distill.objective import Distillation, Outputs, TeacherAnswers, live
-from kdtune.distill.taps import taps_of
+from kdtune.distill.taps import shapes_of, taps_of
 from kdtune.distill.temperature import TrainedTemperature
 from kdtune.experiment import Distill, Experiment
-from kdtune.models import Tapped, build_model, tap_shapes
+from kdtune.models import Tapped, build_model
 from kdtune.training import CrossEntropy, Objective, TrainingState, new_state
 
 
@@ -126,11 +126,10 @@ def _projectors(
     """One a tap, or none where the loss needs none."""
     if not FEATURE_LOSSES[experiment.distill.feature_loss].projected:
         return []
-    student, teacher = experiment.student, experiment.own_teacher
-    assert teacher.model is not None  # an experiment with feature_weight has one
+    classes = len(dataset.classes)
     pairs = zip(
-        tap_shapes(student.model, mine, dataset.shape, student.options),
-        tap_shapes(teacher.model, theirs, dataset.shape, teacher.options),
+        shapes_of(experiment.student, mine, dataset.shape, classes),
+        shapes_of(experiment.own_teacher, theirs, dataset.shape, classes),
         strict=True,
     )
     if _projects_teacher(experiment.distill):

@@ -15,10 +15,10 @@ from torch import nn
 from kdtune.distill.feature_losses import FEATURE_LOSSES
 from kdtune.errors import ExperimentError, Problem, nearest
 from kdtune.experiment import Experiment, Student, Teacher
-from kdtune.models import build_model, tap_shapes
+from kdtune.models import Tapped, build_model
 
 Shape = tuple[int, ...]
-MOST_NAMED = 12  # modules that a message lists
+ANY_CLASSES = 2  # their number does not decide whether shapes fit
 
 
 def taps_of(network: nn.Module) -> tuple[str, ...]:
@@ -58,7 +58,7 @@ def _taps(
     """The taps of one side; adds to `problems` those that its network lacks."""
     assert section.model is not None  # a teacher without a model has no feature_weight
     with torch.device("meta"):
-        network = build_model(section.model, image_shape, classes=2, options=section.options)
+        network = build_model(section.model, image_shape, ANY_CLASSES, options=section.options)
     modules = [name for name, _ in network.named_modules() if name]
     stages = ", ".join(name for name, _ in network.named_children())
     taps = section.taps or taps_of(network)
@@ -99,12 +99,14 @@ def _mismatches(
     name = experiment.distill.feature_loss
     loss = FEATURE_LOSSES[name]
     count = 1 if loss.last_tap_only else min(len(mine), len(theirs))
-    pairs = zip(
-        _shapes(experiment.student, mine[-count:], image_shape),
-        _shapes(experiment.own_teacher, theirs[-count:], image_shape),
-        strict=True,
-    )
-    for (my_tap, my_shape), (their_tap, their_shape) in pairs:
+    mine, theirs = mine[-count:], theirs[-count:]
+    try:
+        my_shapes = shapes_of(experiment.student, mine, image_shape, ANY_CLASSES)
+        their_shapes = shapes_of(experiment.own_teacher, theirs, image_shape, ANY_CLASSES)
+    except (KeyError, AttributeError):  # a module that forward leaves out, or whose output is no tensor
+        yield Problem("distill.feature_loss", _no_tensor(experiment, mine, theirs))
+        return
+    for my_tap, my_shape, their_tap, their_shape in zip(mine, my_shapes, theirs, their_shapes, strict=True):
         fits = len(my_shape) in loss.ranks and len(their_shape) in loss.ranks
         if not fits or (len(my_shape) != len(their_shape) and not loss.last_tap_only):
             yield Problem(
@@ -114,6 +116,13 @@ def _mismatches(
             )
 
 
+def _no_tensor(experiment: Experiment, mine: tuple[str, ...], theirs: tuple[str, ...]) -> str:
+    return (
+        f"a tap of {experiment.student.model} ({', '.join(mine)}) or {experiment.own_teacher.model} "
+        f"({', '.join(theirs)}) gives no tensor when the network runs; choose modules whose output is one tensor"
+    )
+
+
 def _wanted(ranks: Sequence[int], *, alike: bool) -> str:
     if 1 not in ranks:
         return "it takes maps [channels, height, width]"
@@ -121,8 +130,12 @@ def _wanted(ranks: Sequence[int], *, alike: bool) -> str:
     return f"it takes two {kinds.format('or two')}" if alike else f"it takes {kinds.format('and')}"
 
 
-def _shapes(
-    section: Student | Teacher, taps: tuple[str, ...], image_shape: tuple[int, int, int]
-) -> list[tuple[str, Shape]]:
-    assert section.model is not None
-    return list(zip(taps, tap_shapes(section.model, taps, image_shape, section.options), strict=True))
+def shapes_of(
+    section: Student | Teacher, taps: tuple[str, ...], image_shape: tuple[int, int, int], classes: int
+) -> list[Shape]:
+    """Shape of each tap's output for one image (C, H, W), found on the meta device; a tap may be the logits."""
+    assert section.model is not None  # a teacher without a model has no feature_weight
+    with torch.device("meta"), torch.no_grad():
+        network = build_model(section.model, image_shape, classes, section.options)
+        _, features = Tapped(network, taps).eval()(torch.empty((1, *image_shape)))
+    return [tuple(feature.shape[1:]) for feature in features]
