@@ -14,7 +14,6 @@ import json
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +24,12 @@ from kdtune.data import Dataset
 from kdtune.errors import RunError
 from kdtune.experiment import Experiment, Student, row
 from kdtune.models import build_model, count_parameters
-from kdtune.records import ALONE, BEST, DISTILLED, TEACHER, TEXTBOOK_KD, TrialRecord, write_text
+from kdtune.records import ALONE, BEST, DISTILLED, TEACHER, TEXTBOOK_KD, write_text
 from kdtune.teacher import Teacher
 from kdtune.training import default_device, evaluate
-from kdtune.trial import Materials
+from kdtune.trial import Found, Materials
 
 LATENCY_RUNS, LATENCY_WARMUP = 100, 20
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a search has found: its trials, the one that won, and trials, stopped_early and seconds of its outcome."""
-
-    trials: Sequence[TrialRecord]
-    best: TrialRecord
-    outcome: Mapping[str, Any]
 
 
 def summarise(

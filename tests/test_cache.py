@@ -40,7 +40,7 @@ def a_network(seed: int) -> nn.Module:
 
 
 def described(network: nn.Module) -> Teacher:
-    return Teacher("", "cnn-8-16", 1, 3, fingerprint("cnn-8-16", network.state_dict()), 0.9, trained_here=True)
+    return Teacher("", "cnn-8-16", (1, 8, 8), 3, fingerprint("cnn-8-16", network.state_dict()), 0.9, trained_here=True)
 
 
 @dataclass

@@ -35,9 +35,9 @@ SHAPE = (1, 8, 8)
 class Tokens(nn.Module):
     """Vectors [B, 6], then tokens [B, 5, 6], then logits; names no stages."""
 
-    def __init__(self, channels: int, classes: int) -> None:
+    def __init__(self, image_shape: tuple[int, int, int], classes: int) -> None:
         super().__init__()
-        self.vector = nn.Linear(channels, 6)
+        self.vector = nn.Linear(image_shape[0], 6)
         self.tokens = nn.Unflatten(1, (5, 6))
         self.fc = nn.Linear(30, classes)
         self.idle = nn.Identity()
@@ -56,12 +56,12 @@ def tokens(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def problems_of(experiment: Experiment) -> list[str]:
     with pytest.raises(ExperimentError) as caught:
-        check_features(experiment, SHAPE)
+        check_features(experiment, SHAPE, 10)
     return [str(problem) for problem in caught.value.problems]
 
 
 def trained(experiment: Experiment, materials: Materials) -> tuple[Learner, list[float]]:
-    teacher = tap_teacher(experiment, materials.teacher.load(CPU))
+    teacher = tap_teacher(experiment, materials.teachers["teacher"].load(CPU))
     student = feature_student(experiment, materials.dataset, teacher, 3, CPU)
     records = list(distill(student, experiment, materials.dataset, seed=3))
     assert isinstance(student.state.learner, Learner)
@@ -72,21 +72,21 @@ def trained(experiment: Experiment, materials: Materials) -> tuple[Learner, list
 
 
 def test_nothing_is_asked_where_features_are_not_compared(make_experiment: MakeExperiment) -> None:
-    check_features(make_experiment({"student.taps": ["nowhere"]}), SHAPE)
+    check_features(make_experiment({"student.taps": ["nowhere"]}), SHAPE, 10)
 
 
 @pytest.mark.parametrize("name", FEATURE_LOSSES)
 def test_own_stages_fit(make_experiment: MakeExperiment, name: str) -> None:
-    check_features(make_experiment({**FEATURES, "distill.feature_loss": name}), SHAPE)
-    check_features(make_experiment({**FEATURES, "distill.feature_loss": name, "teacher.model": "resnet8"}), SHAPE)
+    check_features(make_experiment({**FEATURES, "distill.feature_loss": name}), SHAPE, 10)
+    check_features(make_experiment({**FEATURES, "distill.feature_loss": name, "teacher.model": "resnet8"}), SHAPE, 10)
 
 
 def test_taps_that_do_not_exist_are_all_named_with_those_that_do(make_experiment: MakeExperiment) -> None:
     experiment = make_experiment({**FEATURES, "student.taps": ["block.0", "fc"], "teacher.taps": ["blocks.7", "fc"]})
     mine, theirs = problems_of(experiment)
-    assert mine.startswith("student.taps: cnn-8 has no module 'block.0'. Did you mean 'blocks.0'?")
-    assert mine.endswith("Its top-level modules: blocks, fc")
-    assert theirs.startswith("teacher.taps: cnn-8-16 has no module 'blocks.7'.")
+    assert mine.startswith("student.taps: model PlainCNN has no module 'block.0'; it has blocks, fc.")
+    assert "Names close to it: blocks.0" in mine
+    assert theirs.startswith("teacher.taps: model PlainCNN has no module 'blocks.7'")
 
 
 def test_a_teacher_by_name_is_found_in_its_place(make_experiment: MakeExperiment) -> None:
@@ -94,7 +94,7 @@ def test_a_teacher_by_name_is_found_in_its_place(make_experiment: MakeExperiment
         {**FEATURES, "teachers": {"big": {"model": "cnn-8-16", "taps": ["nowhere"]}}, "teacher": "big"}
     )
     (problem,) = problems_of(experiment)
-    assert problem.startswith("teachers.big.taps: cnn-8-16 has no module 'nowhere'.")
+    assert problem.startswith("teachers.big.taps: model PlainCNN has no module 'nowhere'")
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_a_tap_without_a_partner_is_refused(
         ),
         ("hint", "tokens", "blocks.1", "student tap tokens [5, 6] with teacher tap blocks.1 [16, 4, 4]"),
         ("rkd", "tokens", "blocks.1", "student tap tokens [5, 6] with teacher tap blocks.1 [16, 4, 4]"),
-        ("attention", "vector", "fc", "student tap vector [6] with teacher tap fc [2]: it takes maps"),
+        ("attention", "vector", "fc", "student tap vector [6] with teacher tap fc [10]: it takes maps"),
     ],
 )
 @pytest.mark.usefixtures("tokens")
@@ -146,22 +146,21 @@ def test_shapes_that_a_loss_cannot_compare_are_named(
 def test_a_module_that_never_runs_is_no_tap(make_experiment: MakeExperiment) -> None:
     idle = {"model": "vgg8", "taps": ["idle"]}
     (problem,) = problems_of(make_experiment({**FEATURES, "student": idle, "teacher.taps": ["fc"]}))
-    assert problem.startswith("distill.feature_loss: a tap of vgg8 (idle) or cnn-8-16 (fc) gives no tensor")
+    assert problem == "student.taps: Tokens does not run its module 'idle': tap another one"
 
 
 @pytest.mark.usefixtures("tokens")
 def test_vectors_meet_vectors_and_relations_meet_anything_that_pools(make_experiment: MakeExperiment) -> None:
     vector = {**FEATURES, "student": {"model": "vgg8", "taps": ["vector"]}}
-    check_features(make_experiment({**vector, "teacher.taps": ["fc"]}), SHAPE)
-    check_features(make_experiment({**vector, "teacher.taps": ["blocks.1"], "distill.feature_loss": "rkd"}), SHAPE)
+    check_features(make_experiment({**vector, "teacher.taps": ["fc"]}), SHAPE, 10)
+    check_features(make_experiment({**vector, "teacher.taps": ["blocks.1"], "distill.feature_loss": "rkd"}), SHAPE, 10)
 
 
 @pytest.mark.usefixtures("tokens")
 def test_a_network_without_stages_asks_for_taps(make_experiment: MakeExperiment) -> None:
     (problem,) = problems_of(make_experiment({**FEATURES, "student.model": "vgg8"}))
-    assert (
-        problem == "student.taps: vgg8 names no stages of its own; choose among its modules: vector, tokens, fc, idle"
-    )
+    assert problem.startswith("student.taps: Tokens: no module with a feature map")
+    assert problem.endswith("name some in `taps`. Its modules: vector, tokens, fc, idle")
 
 
 def test_networks_are_only_built_on_the_meta_device(
@@ -174,9 +173,9 @@ def test_networks_are_only_built_on_the_meta_device(
         devices.update(parameter.device.type for parameter in network.parameters())
         return network
 
-    monkeypatch.setattr("kdtune.distill.taps.build_model", build)
+    monkeypatch.setattr("kdtune.models.ghost.build_model", build)
     before = torch.get_rng_state()
-    check_features(make_experiment(FEATURES), SHAPE)
+    check_features(make_experiment(FEATURES), SHAPE, 10)
     assert devices == {"meta"}
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -186,10 +185,10 @@ def test_networks_are_only_built_on_the_meta_device(
 
 def test_named_taps_are_the_ones_that_are_compared(make_experiment: MakeExperiment, materials: Materials) -> None:
     experiment = make_experiment({**FEATURES, "student.taps": ["blocks.0.0"], "teacher.taps": ["blocks.0.1"]})
-    check_features(experiment, SHAPE)
+    check_features(experiment, SHAPE, 10)
     learner, features = trained(experiment, materials)
     assert learner.tapped.taps == ("blocks.0.0",)
-    assert tap_teacher(experiment, materials.teacher.load(CPU)).taps == ("blocks.0.1",)
+    assert tap_teacher(experiment, materials.teachers["teacher"].load(CPU)).taps == ("blocks.0.1",)
     assert features[-1] > 0
 
 
@@ -213,7 +212,7 @@ def test_the_teachers_channels_can_be_projected_instead(make_experiment: MakeExp
     experiment = make_experiment(
         {**FEATURES, "distill.feature_projection": "teacher", "student.model": "cnn-4-8", "train.epochs": 3}
     )
-    teacher = tap_teacher(experiment, materials.teacher.load(CPU))
+    teacher = tap_teacher(experiment, materials.teachers["teacher"].load(CPU))
     student = feature_student(experiment, materials.dataset, teacher, 3, CPU)
     learner = student.state.learner
     assert isinstance(learner, Learner)
@@ -277,7 +276,7 @@ def cached(
     experiment: Experiment, materials: Materials, dataset: Dataset
 ) -> tuple[dict[str, Tensor], list[EpochRecord]]:
     """Weights and records of a student that was trained from the cache."""
-    answers = from_cache(open_cache(Path(materials.cache)))
+    answers = from_cache(open_cache(Path(materials.caches["teacher"])))
     student = logit_student(experiment, dataset, answers, 3, CPU)
     records = list(distill(student, experiment, dataset, seed=3))
     return dict(student.network.state_dict()), records

@@ -122,7 +122,7 @@ def test_without_opposition_it_stands_still_and_decay_does_not_pull_at_it(
     experiment = make_experiment(
         {"distill.learned_temperature": {"warmup": 0.5}, "train.epochs": 1, "train.weight_decay": 0.5}
     )
-    student = logit_student(experiment, materials.dataset, from_cache(Bench(materials, CPU).cache), 3, CPU)
+    student = logit_student(experiment, materials.dataset, from_cache(Bench(materials, CPU).cache("teacher")), 3, CPU)
     learner = student.state.learner
     assert isinstance(learner, Learner)
     assert learner.temperature is not None

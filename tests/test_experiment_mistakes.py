@@ -185,7 +185,7 @@ def test_a_merged_key_may_be_overridden(write: Write) -> None:
     assert load(path).train.epochs == 3
     text = base.replace("  model: cnn-8-16", "  model: cnn-8-16\n  train: {<<: *short, epochs: 4}")
     path = write("train: &short {epochs: 3, momentum: 0.5}\n" + text)
-    assert (load(path).teacher.train.epochs, load(path).teacher.train.momentum) == (4, 0.5)
+    assert (load(path).own_teacher.train.epochs, load(path).own_teacher.train.momentum) == (4, 0.5)
 
 
 def test_a_number_too_long_to_be_printed_is_refused(write: Write) -> None:

@@ -21,10 +21,10 @@ from kdtune.experiment import Experiment, parse
 from kdtune.export import card, export_run, export_student, load_student, run_card
 from kdtune.models import build_model, count_parameters
 from kdtune.records import EpochRecord, TrialRecord
-from kdtune.report import Found, latency_ms, read_summary, summarise, write_summary
+from kdtune.report import latency_ms, read_summary, summarise, write_summary
 from kdtune.teacher import fingerprint
 from kdtune.training import evaluate
-from kdtune.trial import Bench, Materials
+from kdtune.trial import Bench, Found, Materials
 from tests.conftest import CPU, MakeExperiment
 
 

@@ -76,8 +76,8 @@ class Lines:
         manifest = cache.manifest
         size = manifest.views * manifest.column_bytes
         self.say(
-            f"cache     of {manifest.teacher_model}: {manifest.views} x {manifest.identity.rows} x {manifest.identity.classes} logits, "
-            f"{size / 1e6:.1f} MB, checked against the teacher"
+            f"cache     of {manifest.teacher_model}: {manifest.views} x {manifest.identity.rows} x "
+            f"{manifest.identity.classes} logits, {size / 1e6:.1f} MB, checked against the teacher"
         )
 
     def trial_epoch(self, record: EpochRecord) -> None:

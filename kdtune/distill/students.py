@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from kdtune.data import Dataset
 from kdtune.distill.feature_losses import FEATURE_LOSSES
 from kdtune.distill.objective import Distillation, Outputs, TeacherAnswers, live
-from kdtune.distill.taps import shapes_of, taps_of
+from kdtune.distill.taps import Shape, pairs_of, shapes_of
 from kdtune.distill.temperature import TrainedTemperature
 from kdtune.experiment import Distill, Experiment
-from kdtune.models import Tapped, build_model
+from kdtune.models import Tapped, build_model, stages_of
 from kdtune.training import CrossEntropy, Objective, TrainingState, new_state
 
 
@@ -85,14 +85,14 @@ def feature_student(
     `check_features` has said beforehand whether the taps fit.
     """
     network = new_network(experiment, dataset, seed)
-    mine = experiment.student.taps or taps_of(network)
-    count = min(len(mine), len(teacher.taps))
-    mine, theirs = mine[-count:], teacher.taps[-count:]
+    shape, classes = dataset.shape, len(dataset.classes)
+    mine, theirs = (shapes_of(section, shape, classes) for section in (experiment.student, experiment.own_teacher))
+    pairs = pairs_of(tuple(mine), tuple(theirs))
     temperature = _temperature(experiment.distill)
     learner = Learner(
         network,
-        mine,
-        _projectors(experiment, dataset, mine, theirs),
+        tuple(tap for tap, _ in pairs),
+        _projectors(experiment.distill, [(mine[tap], theirs[other]) for tap, other in pairs]),
         project_teacher=_projects_teacher(experiment.distill),
         temperature=temperature,
     )
@@ -102,7 +102,7 @@ def feature_student(
 
 def tap_teacher(experiment: Experiment, network: nn.Module) -> Tapped:
     """The teacher with its taps: those of the experiment, or its own."""
-    return Tapped(network, experiment.own_teacher.taps or taps_of(network))
+    return Tapped(network, experiment.own_teacher.taps or stages_of(network))
 
 
 def new_network(experiment: Experiment, dataset: Dataset, seed: int) -> nn.Module:
@@ -120,24 +120,16 @@ def _projects_teacher(config: Distill) -> bool:
     return FEATURE_LOSSES[config.feature_loss].projected and config.feature_projection == "teacher"
 
 
-def _projectors(
-    experiment: Experiment, dataset: Dataset, mine: tuple[str, ...], theirs: tuple[str, ...]
-) -> list[nn.Module]:
-    """One a tap, or none where the loss needs none."""
-    if not FEATURE_LOSSES[experiment.distill.feature_loss].projected:
+def _projectors(config: Distill, pairs: list[tuple[Shape, Shape]]) -> list[nn.Module]:
+    """One for each pair of student's and teacher's shapes, or none where the loss needs none."""
+    if not FEATURE_LOSSES[config.feature_loss].projected:
         return []
-    classes = len(dataset.classes)
-    pairs = zip(
-        shapes_of(experiment.student, mine, dataset.shape, classes),
-        shapes_of(experiment.own_teacher, theirs, dataset.shape, classes),
-        strict=True,
-    )
-    if _projects_teacher(experiment.distill):
-        return [_projector(teacher_shape, student_shape) for student_shape, teacher_shape in pairs]
-    return [_projector(student_shape, teacher_shape) for student_shape, teacher_shape in pairs]
+    if _projects_teacher(config):
+        return [_projector(theirs, mine) for mine, theirs in pairs]
+    return [_projector(mine, theirs) for mine, theirs in pairs]
 
 
-def _projector(given: tuple[int, ...], wanted: tuple[int, ...]) -> nn.Module:
+def _projector(given: Shape, wanted: Shape) -> nn.Module:
     """From the channels of one shape [C, H, W] or [C] to those of another."""
     if len(given) == 3:
         return nn.Conv2d(given[0], wanted[0], 1, bias=False)

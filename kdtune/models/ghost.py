@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kdtune.errors import ModelError
 from kdtune.models.parts import ImageShape
-from kdtune.models.taps import Tapped
+from kdtune.models.taps import Tapped, stages_of
 from kdtune.models.zoo import build_model
 
 T = TypeVar("T")
@@ -50,6 +50,13 @@ def tap_shapes(
         if not isinstance(feature, Tensor):
             raise ModelError(f"{name}: tap {tap!r} gives {type(feature).__name__}, expected a tensor")
     return [tuple(feature.shape[1:]) for feature in features]
+
+
+def stages(
+    name: str, image_shape: ImageShape, options: Mapping[str, object] | None = None, classes: int = 2
+) -> tuple[str, ...]:
+    """The own taps of a model by name, as `stages_of` finds them in a network."""
+    return _try(name, image_shape, classes, options, lambda network, images: stages_of(network, image_shape))
 
 
 def _try(

@@ -7,6 +7,7 @@ and a finished one is only read.
 import json
 import os
 import signal
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +19,7 @@ from kdtune.experiment import Experiment, with_values
 from kdtune.experiment.chain import assistant, searched_assistants, settled
 from kdtune.export import export_run
 from kdtune.records import TrialRecord, read_trials, write_text
-from kdtune.report import Found, summarise, write_summary
+from kdtune.report import summarise, write_summary
 from kdtune.search.asha import Asha
 from kdtune.search.board import Board, BoardWatcher, Recorder
 from kdtune.search.final import run_final
@@ -26,7 +27,7 @@ from kdtune.search.sampler import METRIC, MODE, make_searcher
 from kdtune.search.session import Slots, session
 from kdtune.search.trainable import StudentTrial
 from kdtune.training import default_device
-from kdtune.trial import Materials, Progress, assistant_folder, at_work, claim, prepare, remember, winner_of
+from kdtune.trial import Found, Materials, Progress, assistant_folder, at_work, claim, prepare, remember, winner_of
 
 
 class Watcher(Progress, BoardWatcher, Protocol):
@@ -64,20 +65,17 @@ def run_search(experiment: Experiment, watch: Watcher) -> Path:
 
 
 def _search(folder: Path, experiment: Experiment, watch: Watcher) -> None:
-    for name in searched_assistants(experiment):
-        experiment = _search_assistant(experiment, name, watch)
-    materials = prepare(experiment, default_device(), watch)
-    remember(folder, materials.dataset, materials.teachers)
-    winner, outcome, best = experiment, None, None
-    with session(experiment.resources) as slots:
-        if experiment.search.trials:
-            outcome, best = _find_winner(folder, experiment, materials, slots, watch)
-            winner = with_values(experiment, best.config)
+    with ExitStack() as stack:
+        for name in searched_assistants(experiment):
+            stack.enter_context(session(experiment.resources))  # the searches that follow find Ray running
+            experiment = _search_assistant(experiment, name, watch)
+        materials = prepare(experiment, default_device(), watch)
+        remember(folder, materials.dataset, materials.teachers)
+        slots = stack.enter_context(session(experiment.resources))
+        found = _find_winner(folder, experiment, materials, slots, watch) if experiment.search.trials else None
+        winner = with_values(experiment, found.best.config) if found else experiment
         lines = run_final(folder, experiment, winner, materials, slots, watch.final_progress)
-    trials = read_trials(folder / "trials.jsonl")
-    summary = summarise(
-        experiment, winner, lines, materials, Found(trials, best, outcome) if best and outcome else None
-    )
+    summary = summarise(experiment, winner, lines, materials, found)
     export_run(folder, folder / "student", winner, materials.dataset, summary)
     write_summary(folder, summary)
 
@@ -94,22 +92,21 @@ def _search_assistant(experiment: Experiment, name: str, watch: Watcher) -> Expe
         remember(folder, materials.dataset, materials.teachers)
         with session(child.resources) as slots:
             found = _find_winner(folder, child, materials, slots, watch)
-    return settled(experiment, name, found[1].config)
+    return settled(experiment, name, found.best.config)
 
 
-def _find_winner(
-    folder: Path, experiment: Experiment, materials: Materials, slots: Slots, watch: Watcher
-) -> tuple[dict[str, Any], TrialRecord]:
-    """What the search has found, and the trial that won. Once winner.json is there it is over and the winner stays."""
+def _find_winner(folder: Path, experiment: Experiment, materials: Materials, slots: Slots, watch: Watcher) -> Found:
+    """What the search has found. Once winner.json is there it is over and the winner stays."""
     found = winner_of(folder)
     if found is None:
         (folder / "final").mkdir(exist_ok=True)
         board = _run_trials(folder, experiment, materials, slots, watch)
-        best = pick_best(read_trials(folder / "trials.jsonl"))
+        trials = read_trials(folder / "trials.jsonl")
+        best = pick_best(trials)
         stopped, seconds = board.count("stopped"), round(board.seconds, 3)
         outcome = {"trial": best.trial, "trials": len(board.rows), "stopped_early": stopped, "seconds": seconds}
         write_text(folder / "final" / "winner.json", json.dumps(outcome, indent=2))
-        found = outcome, best
+        found = Found(trials, best, outcome)
     return found
 
 

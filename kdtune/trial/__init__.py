@@ -3,6 +3,7 @@
 from kdtune.trial.bench import Bench
 from kdtune.trial.materials import Materials, Progress, Silent, cache_folder, check_networks, prepare, views_needed
 from kdtune.trial.run_folder import (
+    Found,
     assistant_folder,
     at_work,
     check_materials,
@@ -18,6 +19,7 @@ from kdtune.trial.teachers import locate, obtain
 
 __all__ = [
     "Bench",
+    "Found",
     "Materials",
     "Progress",
     "Silent",

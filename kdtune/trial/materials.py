@@ -91,7 +91,7 @@ def check_networks(experiment: Experiment, dataset: Dataset) -> None:
         if (model, options) not in models[:k]:
             check_model(model, shape, classes, options)
     for one in {_what_features_need(one): one for one in every}.values():
-        check_features(one, shape)
+        check_features(one, shape, classes)
     for name in in_order(experiment):
         if teachers[name].taught_by:
             check_networks(assistant(experiment, name), dataset)

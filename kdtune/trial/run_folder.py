@@ -3,8 +3,9 @@
 import errno
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -109,14 +110,23 @@ def _check_same(experiment: Experiment, kept: Path) -> None:
         )
 
 
-def winner_of(folder: Path) -> tuple[dict[str, Any], TrialRecord] | None:
-    """What a search that is over has found, and the trial that won; None while it is not over."""
+@dataclass(frozen=True)
+class Found:
+    """What a search has found: its trials, the one that won, and trials, stopped_early and seconds of its outcome."""
+
+    trials: Sequence[TrialRecord]
+    best: TrialRecord
+    outcome: Mapping[str, Any]
+
+
+def winner_of(folder: Path) -> Found | None:
+    """What a search that is over has found; None while it is not over."""
     try:
         outcome: dict[str, Any] = json.loads((folder / "final" / "winner.json").read_text())
     except FileNotFoundError:
         return None
-    trials = {trial.trial: trial for trial in read_trials(folder / "trials.jsonl")}
-    return outcome, trials[outcome["trial"]]
+    trials = read_trials(folder / "trials.jsonl")
+    return Found(trials, next(trial for trial in trials if trial.trial == outcome["trial"]), outcome)
 
 
 def assistant_folder(experiment: Experiment, name: str) -> Path:
@@ -130,7 +140,7 @@ def with_assistants(experiment: Experiment) -> Experiment:
         found = winner_of(assistant_folder(experiment, name))
         if found is None:
             raise TeacherError(f"the assistant {name!r} is found by a search of its own; run `kdtune search` first")
-        experiment = settled(experiment, name, found[1].config)
+        experiment = settled(experiment, name, found.best.config)
     return experiment
 
 
