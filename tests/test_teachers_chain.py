@@ -284,7 +284,7 @@ def test_a_teacher_learns_from_the_labels_that_it_is_given(
             yield batch
 
     monkeypatch.setattr(training, "batches", watched)
-    monkeypatch.setattr("kdtune.trial.teachers.check_it_has_learned", lambda teacher, dataset: None)
+    monkeypatch.setattr("kdtune.trial.teachers.check_it_has_learned", lambda *given: None)
     dataset = load_dataset(experiment.data)
     obtain(experiment, dataset, CPU, nobody)
     known = dataset.fit if labels == "all" else dataset.fit[dataset.given[dataset.fit] >= 0]

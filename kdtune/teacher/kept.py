@@ -143,18 +143,21 @@ def _describe(
     return teacher
 
 
-def check_it_has_learned(teacher: Teacher, dataset: Dataset) -> None:
-    """Two standard errors above always answering the most frequent class is the least a teacher must show."""
+def check_it_has_learned(teacher: Teacher, dataset: Dataset, where: str) -> None:
+    """Raises TeacherError, naming the section `where` the teacher is described, if it is no better than chance.
+
+    Two standard errors above always answering the most frequent class is the least a teacher must show.
+    """
     counts = torch.bincount(dataset.labels[dataset.validation])
     chance = (counts.max() / counts.sum()).item()
     least = chance + 2 * (chance * (1 - chance) / int(counts.sum())) ** 0.5
     if teacher.val_accuracy <= min(least, 1.0 - 1e-9):
         raise TeacherError(
-            f"the teacher ({teacher.model}) is right on {teacher.val_accuracy:.1%} of {int(counts.sum())} validation "
+            f"the teacher of `{where}` ({teacher.model}) is right on {teacher.val_accuracy:.1%} of {int(counts.sum())} validation "
             f"images, which is no better than chance: {chance:.1%} are of the most frequent class, up to "
             f"{least:.1%} may be luck. "
             + (
-                "Train it longer or with another learning rate (teacher.train)."
+                f"Train it longer or with another learning rate ({where}.train)."
                 if teacher.trained_here
                 else "Usual reasons: another normalisation (data.mean, data.std) or another order of the classes."
             )

@@ -48,7 +48,7 @@ def obtain(experiment: Experiment, dataset: Dataset, device: torch.device, on_ep
 
     def make(name: str, plan: Plan) -> Teacher:
         teacher = plan.obtain()
-        check_it_has_learned(teacher, dataset)
+        check_it_has_learned(teacher, dataset, section_of(experiment, name))
         return teacher
 
     return _Teachers(experiment, dataset, device, on_epoch, make).all()
@@ -65,6 +65,11 @@ def locate(experiment: Experiment, dataset: Dataset) -> dict[str, Teacher]:
         return teacher
 
     return _Teachers(experiment, dataset, torch.device("cpu"), lambda name, record: None, look).all()
+
+
+def section_of(experiment: Experiment, name: str) -> str:
+    """Where the experiment file describes a teacher."""
+    return f"teachers.{name}" if name in experiment.teachers else name
 
 
 class _Teachers:
@@ -98,8 +103,7 @@ class _Teachers:
         rest = (self.experiment.data, self.dataset, self.store, self.device)
         if config.ensemble:
             return ensemble([self.known[member] for member in config.ensemble], *rest)
-        where = f"teachers.{name}" if name in self.experiment.teachers else name
-        return brought_along(where, config, *rest)
+        return brought_along(section_of(self.experiment, name), config, *rest)
 
     def _generations(self, name: str, config: Section) -> Teacher:
         """The network, or the last of those that teach each other, each from new weights."""
@@ -107,7 +111,7 @@ class _Teachers:
         for k in range(config.generations):
             label = name if config.generations == 1 else f"{name}, generation {k + 1}"
             one = config.model_copy(update={"seed": config.seed + k, "generations": 1})
-            above = self.settle(label, self._one(name, label, one, above, by_itself=k > 0))
+            above = self.settle(name, self._one(name, label, one, above, by_itself=k > 0))
         assert above is not None
         return above
 
