@@ -51,9 +51,14 @@ class EpochRecord:
         """Nothing comes after: the run is complete or has diverged."""
         return self.diverged or self.epoch >= self.epochs
 
+    @property
+    def shares(self) -> dict[str, float]:
+        """Each term's share of the loss: a temperature that moves shifts the balance through its factor T^2."""
+        return {name: term / self.loss if self.loss else 0.0 for name, term in self.terms.items()}
+
     def to_json(self) -> dict[str, Any]:
         """JSON has no NaN: numbers that are not finite become null."""
-        return {name: _finite(value) for name, value in asdict(self).items()}
+        return {name: _finite(value) for name, value in {**asdict(self), "shares": self.shares}.items()}
 
     @classmethod
     def from_json(cls, line: Mapping[str, Any]) -> "EpochRecord":

@@ -34,6 +34,12 @@ def say(path: Path, trial: str, record: EpochRecord) -> None:
     append_line(path, {"trial": trial, "config": {"distill.alpha.start": 0.5}, **record.to_json()})
 
 
+def test_shares_of_the_terms_are_written_with_every_epoch() -> None:
+    assert RECORD.to_json()["shares"] == {"cross_entropy": pytest.approx(1 / 3), "kl": pytest.approx(2 / 3)}
+    assert replace(RECORD, loss=0.0, terms={"kl": 0.0}).shares == {"kl": 0.0}
+    assert replace(RECORD, loss=math.nan).to_json()["shares"] == {"cross_entropy": None, "kl": None}
+
+
 def disk_full(*arguments: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -82,10 +82,7 @@ class Lines:
 
     def trial_epoch(self, record: EpochRecord) -> None:
         """An epoch of `kdtune train`."""
-        self.say(
-            f"student   epoch {record.epoch}/{record.epochs}: loss {record.loss:.3f}, "
-            f"validation accuracy {record.val_accuracy:.2%}"
-        )
+        self.say(f"student   {_epoch(record)}")
 
     def already_finished(self, folder: Path) -> None:
         self.say(f"finished  {folder} holds this very experiment; --set name=... searches anew")
@@ -136,14 +133,7 @@ class Terminal(Lines):
         self.live.update(_bar(f"cache: {done}/{views} view columns", done, views))
 
     def trial_epoch(self, record: EpochRecord) -> None:
-        self.live.update(
-            _bar(
-                f"student: epoch {record.epoch}/{record.epochs}, loss {record.loss:.3f}, validation accuracy "
-                f"{record.val_accuracy:.2%}",
-                record.epoch,
-                record.epochs,
-            )
-        )
+        self.live.update(_bar(f"student: {_epoch(record)}", record.epoch, record.epochs))
 
     def cache_ready(self, cache: LogitCache) -> None:
         super().cache_ready(cache)
@@ -162,6 +152,14 @@ class Terminal(Lines):
         self.live.update(_bar(f"final stage: {done}/{total} runs", done, total))
         if done == total:
             self.say(f"final     {total} runs")
+
+
+def _epoch(record: EpochRecord) -> str:
+    shares = ", ".join(f"{name.replace('_', ' ')} {share:.0%}" for name, share in record.shares.items())
+    return (
+        f"epoch {record.epoch}/{record.epochs}: loss {record.loss:.3f} ({shares}), "
+        f"validation accuracy {record.val_accuracy:.2%}"
+    )
 
 
 def titled(name: str) -> str:

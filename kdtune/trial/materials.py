@@ -97,8 +97,14 @@ def check_networks(experiment: Experiment, dataset: Dataset) -> None:
             check_networks(assistant(experiment, name), dataset)
 
 
-def _what_features_need(experiment: Experiment) -> str:
-    return experiment.model_dump_json(include={"student", "teacher", "distill"})
+def _what_features_need(experiment: Experiment) -> tuple[str, ...]:
+    """Configurations that agree in this are alike to `check_features`: hundreds of corners of a search are few."""
+    distill = experiment.distill
+    return (
+        experiment.student.model_dump_json(),
+        experiment.teacher_name,
+        "" if distill.feature_weight.is_zero else distill.feature_loss,
+    )
 
 
 def _cache(
