@@ -108,6 +108,16 @@ def test_another_teacher_makes_another_assistant(make_experiment: MakeExperiment
         locate(other, digits)
 
 
+def test_how_many_views_are_cached_for_students_does_not_change_an_assistant(
+    make_experiment: MakeExperiment, digits: Dataset
+) -> None:
+    values = {"teachers": {"large": LARGE}, "teacher": ASSISTANT}
+    one, two = (make_experiment({**values, "data.views": views, "storage": f"{views}"}) for views in (1, 2))
+    assert same(
+        weights(obtain(one, digits, CPU, nobody)["teacher"]), weights(obtain(two, digits, CPU, nobody)["teacher"])
+    )
+
+
 def test_an_interrupted_assistant_goes_on_where_it_stood(
     make_experiment: MakeExperiment, digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,8 +35,8 @@ def store_of(experiment: Experiment) -> Path:
 
 
 def own_views(data: Data) -> Data:
-    """The data section with views that no student of the experiment sees."""
-    return data.model_copy(update={"view_seed": data.view_seed + OWN_VIEWS})
+    """The data section with views that no student of the experiment sees, one an epoch: no cache limits them."""
+    return data.model_copy(update={"view_seed": data.view_seed + OWN_VIEWS, "views": "auto"})
 
 
 def recipe(config: Section, data: Data, dataset: Dataset, taught_by: Teacher | None = None) -> str:
