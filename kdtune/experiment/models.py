@@ -28,8 +28,8 @@ class Final(Section):
     baselines: tuple[Baseline, ...] = Field(("student alone", "textbook KD"), description="Compared with.")
     rows: dict[str, dict[str, object]] = Field(
         default_factory=dict,
-        description="Further rows of the table: name -> {dotted path of train, distill, student or teacher: value}, "
-        "changes to this file's own configuration; `teacher: null` is the student alone.",
+        description="Further rows of the table: name -> {dotted path of a field of train, distill or student: value}, "
+        "changes to this file's own configuration; `teacher: name` is another of `teachers`, null the student alone.",
     )
 
     @field_validator("rows")
@@ -116,7 +116,14 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _the_objective_fits_the_teacher(self) -> Self:
-        if self.distill.feature_weight.is_zero or self.teacher_name not in self.all_teachers:
+        if self.teacher_name not in self.all_teachers:
+            return self
+        if self.own_teacher.peers and self.distill.learned_temperature is not None:
+            raise ValueError(
+                "distill.learned_temperature is learned against one student, but among peers every network is student "
+                "and teacher at once; give distill.temperature a number or a schedule, or learn from a teacher"
+            )
+        if self.distill.feature_weight.is_zero:
             return self
         if self.own_teacher.model is None:
             kind = "an ensemble" if self.own_teacher.ensemble else "a group of peers"
