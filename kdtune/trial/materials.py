@@ -14,7 +14,7 @@ from kdtune.cache import Identity, LogitCache, build, identify
 from kdtune.data import Dataset, load_dataset
 from kdtune.distill import check_features
 from kdtune.experiment import Experiment
-from kdtune.experiment.chain import assistant, configurations, in_order, teachers_of_students
+from kdtune.experiment.chain import assistant, configurations, in_order, next_generation, teachers_of_students
 from kdtune.experiment.space import parse
 from kdtune.models import check_model
 from kdtune.records import EpochRecord
@@ -95,6 +95,8 @@ def check_networks(experiment: Experiment, dataset: Dataset) -> None:
     for name in in_order(experiment):
         if teachers[name].taught_by:
             check_networks(assistant(experiment, name), dataset)
+        if teachers[name].generations > 1:
+            check_features(next_generation(experiment, name), shape, classes)
 
 
 def _what_features_need(experiment: Experiment) -> str:
