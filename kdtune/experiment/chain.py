@@ -32,7 +32,9 @@ def configurations(experiment: Experiment) -> list[Experiment]:
     """The file's own configuration, its rows, and the corners of its search."""
     parameters, _ = space.parse(experiment.search.space)
     found = [experiment]
-    found += [row(experiment, changes)[0] for changes in experiment.final.rows.values()]
+    for changes in experiment.final.rows.values():
+        changed, alone = row(experiment, changes)
+        found.append(changed.model_copy(update={"distill": Distill()}) if alone else changed)  # no features to match
     return found + [with_values(experiment, values) for values in space.corners(parameters, experiment)]
 
 
