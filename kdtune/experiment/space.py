@@ -22,11 +22,13 @@ from pydantic import BaseModel
 from kdtune.errors import Problem, nearest
 from kdtune.experiment.models import Experiment
 from kdtune.experiment.schedule import Schedule, fields_of
+from kdtune.experiment.train import Train
 
 Distribution = Literal["choice", "uniform", "loguniform", "integer"]
 SEARCHABLE = ("train", "distill")
 TEACHER = "teacher"  # searched whole: a choice among the names of `teachers`
 MOST_CORNERS = 256
+WHOLE_NUMBERS = frozenset(f"train.{name}" for name, info in Train.model_fields.items() if info.annotation is int)
 
 
 @dataclass(frozen=True)
@@ -254,6 +256,11 @@ def check(raw: Mapping[str, Any]) -> list[Problem]:
     for path in readable:
         problems += check_path(path, f"search.space.{path}")
     for parameter in parameters:
+        if parameter.path in WHOLE_NUMBERS and parameter.kind in ("uniform", "loguniform"):
+            low, high = f"{parameter.low:g}", f"{parameter.high:g}"
+            problems.append(
+                Problem(f"search.space.{parameter.path}", f"takes whole numbers: {{integer: [{low}, {high}]}}")
+            )
         for condition in parameter.when:
             problems += check_path(condition, f"search.space.{parameter.path}.when")
     return list(dict.fromkeys(problems))
