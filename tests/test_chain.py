@@ -284,6 +284,7 @@ def test_a_search_that_would_pair_an_ensemble_with_features_is_refused() -> None
         ({"x": {"teacher": None, "distill.alpha": 0.5}}, "has no effect on a student alone"),
         ({"best": {}}, "cannot be called 'best'"),
         ({"a/b": {}}, "cannot be called 'a/b'"),
+        ({"long" * 20: {}}, "choose a name of at most 60 characters"),
     ],
 )
 def test_a_row_that_cannot_be_run_is_refused(rows: dict[str, Any], words: str) -> None:

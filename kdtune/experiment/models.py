@@ -19,6 +19,7 @@ from kdtune.experiment.train import Train
 Baseline = Literal["student alone", "textbook KD"]
 # Names of rows that the results table has anyway.
 TAKEN = ("teacher", "student alone", "textbook KD", "best", "distilled")
+LONGEST_NAME = 60  # of a row: part of the name of a file, whose characters may take four bytes each
 
 
 class Final(Section):
@@ -36,9 +37,10 @@ class Final(Section):
     @classmethod
     def _names_are_free(cls, rows: dict[str, dict[str, object]]) -> dict[str, dict[str, object]]:
         for name in rows:
-            if name in TAKEN or not name.strip() or not name.isprintable() or "/" in name:
+            if name in TAKEN or not name.strip() or not name.isprintable() or "/" in name or len(name) > LONGEST_NAME:
                 raise ValueError(
-                    f"a row cannot be called {name!r}: choose a name without `/` besides {', '.join(TAKEN)}"
+                    f"a row cannot be called {name!r}: choose a name of at most {LONGEST_NAME} characters without `/` "
+                    f"besides {', '.join(TAKEN)}"
                 )
         return rows
 
