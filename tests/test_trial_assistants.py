@@ -82,3 +82,14 @@ def test_a_row_of_a_student_alone_needs_no_features_that_match(
     check_networks(make_experiment({**attention, "final.rows": rows}), digits)
     with pytest.raises(ExperimentError, match="attention cannot compare"):
         check_networks(make_experiment({**attention, "final.rows": {"x": {"student.model": "mlp-800-800"}}}), digits)
+
+
+def test_every_searched_teacher_is_checked_with_every_searched_feature_loss(
+    make_experiment: MakeExperiment, digits: Dataset
+) -> None:
+    space = {"teacher": {"choice": ["maps", "vectors"]}, "distill.feature_loss": {"choice": ["rkd", "attention"]}}
+    teachers = {"maps": {"model": "cnn-16"}, "vectors": {"model": "mlp-800-800"}}
+    features = {"distill.feature_weight": 1, "distill.feature_loss": "rkd"}
+    experiment = make_experiment({**features, "teachers": teachers, "teacher": "maps", "search.space": space})
+    with pytest.raises(ExperimentError, match="attention cannot compare"):
+        check_networks(experiment, digits)

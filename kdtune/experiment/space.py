@@ -302,12 +302,12 @@ def _searchable_paths() -> Iterator[str]:
 def corners(parameters: Sequence[Parameter], base: Experiment) -> Iterator[dict[str, Any]]:
     """Configurations at the ends of every range and at every option, combined within a schedule and within train.
 
-    A teacher belongs together with the weight of the feature loss: not every teacher has feature maps.
+    A teacher belongs together with the feature loss and its weight: not every teacher has features for each of them.
     """
     groups: dict[str, list[Parameter]] = {}
     for parameter in parameters:
         section, _, rest = parameter.path.partition(".")
-        field = "feature_weight" if section == TEACHER else rest.split(".")[0]
+        field = "feature_weight" if section == TEACHER or rest == "feature_loss" else rest.split(".")[0]
         groups.setdefault("train" if section == "train" else f"distill.{field}", []).append(parameter)
     for group in groups.values():
         involved = list(group)
