@@ -36,6 +36,7 @@ FORMAT = 2
 CONFIG_KEYS = ("format", "model", "options", "fingerprint", "image_shape", "classes", "mean", "std")
 CHECKED_IMAGES = 256
 TOLERANCE = 1e-6
+BAR = r"\|"  # a bar in a cell of a Markdown table
 
 
 class ExportedStudent(nn.Module):
@@ -229,7 +230,7 @@ winner {best["val_accuracy"]:.4f}.
 def _table_row(row: Mapping[str, Any]) -> str:
     spread = "" if row["std"] is None else f" ± {row['std']:.4f}"
     return (
-        f"| {row['name']} | {row['model']} | {row['mean']:.4f}{spread} | {len(row['test_accuracy'])} "
+        f"| {row['name'].replace('|', BAR)} | {row['model']} | {row['mean']:.4f}{spread} | {len(row['test_accuracy'])} "
         f"| {row['parameters']:,} | {row['size_mb']:.2f} | {row['latency_ms']:.2f} |"
     )
 

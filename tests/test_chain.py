@@ -4,11 +4,12 @@ from typing import Any
 
 import pytest
 
-from kdtune.experiment import Experiment, dump, load, parse
+from kdtune.experiment import Distill, Experiment, dump, load, parse, row
 from kdtune.experiment.chain import (
     assistant,
     configurations,
     in_order,
+    next_generation,
     searched_assistants,
     settled,
     teachers_of_students,
@@ -111,8 +112,41 @@ def test_the_path_to_an_assistant_may_be_searched_as_well() -> None:
     assert in_order(experiment) == ["large", "small"]  # the search itself obtains what it may choose
 
 
+def test_an_assistant_that_another_ones_search_may_choose_is_searched_first() -> None:
+    settings = {"trials": 2, "space": SPACE}
+    choosing = {"trials": 2, "space": {"teacher": {"choice": ["large", "middle"]}}}
+    experiment = parse(
+        with_teachers(
+            "small",
+            small={"model": "cnn-8-16", "taught_by": "large", "search": choosing},
+            middle={"model": "cnn-16", "taught_by": "large", "search": settings},
+            large={"model": "cnn-16-32"},
+        )
+    )
+    assert searched_assistants(experiment) == ["middle", "small"]
+    experiment = settled(experiment, "middle", {"distill.temperature.start": 2})
+    assert assistant(experiment, "small").teachers["middle"].distill == Distill.model_validate({"temperature": 2})
+
+
+def test_searches_that_may_choose_each_other_are_refused() -> None:
+    def choosing(other: str) -> dict[str, Any]:
+        search = {"trials": 2, "space": {"teacher": {"choice": ["large", other]}}}
+        return {"model": "cnn-8-16", "taught_by": "large", "search": search}
+
+    raw = with_teachers("one", one=choosing("two"), two=choosing("one"), large={"model": "cnn-16-32"})
+    assert "'two' is not one of" in problems_of(lambda: parse(raw))["teachers.one.search.space"]
+
+
 def test_a_file_with_a_chain_survives_dump_and_load(chain: Experiment, write: Write) -> None:
     assert load(write(dump(chain))) == chain
+
+
+def test_generations_learn_from_their_own_architecture_whatever_they_are_called() -> None:
+    network = {"model": "cnn-8", "options": {}, "taps": ["blocks.0"], "generations": 3, "distill": {"alpha": 0.5}}
+    child = next_generation(parse(with_teachers("before", before=network)), "before")
+    assert (child.student.model, child.own_teacher.model) == ("cnn-8", "cnn-8")
+    assert child.student.taps == child.own_teacher.taps == ("blocks.0",)
+    assert child.distill.alpha.start == 0.5
 
 
 # --- bad input
@@ -128,6 +162,25 @@ def test_a_file_with_a_chain_survives_dump_and_load(chain: Experiment, write: Wr
         ),
         ({"large": {"model": "cnn-8", "taught_by": "larg"}}, "'larg'; known: large, teacher. Did you mean 'large'?"),
         ({"a": {"model": "cnn-8", "taught_by": "p"}, "p": {"peers": ["cnn-8"]}}, "exist only while the student"),
+        (
+            {
+                "a": {"model": "cnn-8", "taught_by": "b", "search": {"space": {"teacher": {"choice": ["b", "p"]}}}},
+                "b": {"model": "cnn-16"},
+                "p": {"peers": ["cnn-8"]},
+            },
+            "a refers to p, whose peers exist only while the student",
+        ),
+        ({"a": {"model": "cnn-8"}, "b": {"model": "cnn-8"}, "c": {"ensemble": ["a", "b"]}}, "a and b are the same"),
+        ({"a": {"model": "cnn-8"}, "c": {"ensemble": ["a", "a"]}}, "a and a are the same teacher; give one of them"),
+        (
+            {
+                "a": {"model": "cnn-8"},
+                "b": {"model": "cnn-16"},
+                "c": {"ensemble": ["a", "b"]},
+                "d": {"model": "cnn-8", "taught_by": "c", "distill": {"feature_weight": 1}},
+            },
+            "d: distill.feature_weight is not 0, but its teacher c is an ensemble",
+        ),
     ],
 )
 def test_a_chain_that_cannot_be_had_is_refused(teachers: dict[str, Any], words: str) -> None:
@@ -160,6 +213,11 @@ def test_a_circle_is_told_once() -> None:
         ({"model": "cnn-8", "stop_at": 70}, "stop_at is 70, but train.epochs plans only 60"),
         ({"model": "cnn-8", "taught_by": "a", "search": {}}, "the assistant's search has an empty space"),
         ({"model": "cnn-8", "generations": 2, "search": {"space": SPACE}}, "a search for each generation"),
+        (
+            {"model": "cnn-8", "taught_by": "a", "stop_at": 3, "search": {"space": {"train.epochs": {"choice": [4]}}}},
+            "stop_at counts the planned train.epochs, which the search varies",
+        ),
+        ({"model": "cnn-8", "taps": ["a", "b", "a"]}, "names a twice"),
         ({"ensemble": ["a"]}, "at least 2 items"),
         ("nobody", "'nobody' is not one of `teachers` (a, b)"),
         (3, "given 3, should be a valid dictionary"),
@@ -196,6 +254,12 @@ def test_an_ensemble_has_no_feature_maps_to_match() -> None:
     assert "an ensemble and has no feature maps" in problem
 
 
+def test_a_temperature_is_not_learned_among_peers() -> None:
+    raw = {**with_teachers({"peers": ["cnn-8"]}), "distill": {"learned_temperature": {}}}
+    (problem,) = problems_of(lambda: parse(raw)).values()
+    assert "among peers every network is student and teacher at once" in problem
+
+
 def test_a_search_that_would_pair_an_ensemble_with_features_is_refused() -> None:
     space = {"teacher": {"choice": ["a", "both"]}, "distill.feature_weight": {"choice": [0, 1]}}
     raw = with_teachers(
@@ -212,14 +276,27 @@ def test_a_search_that_would_pair_an_ensemble_with_features_is_refused() -> None
         ({"x": {"train.optimizer.kind": 3}}, "leads to no field"),
         ({"x": {"data.validation": 0.2}}, "may change fields of train, distill, teacher, student"),
         ({"x": {"train.epochs": 0}}, "greater than or equal to 1"),
+        ({"x": {"teacher.train.epochs": 3}}, "takes another teacher by its name"),
+        ({"x": {"teacher": {"model": "cnn-12"}}}, "takes another teacher by its name"),
+        ({"x": {"train": {"epochs": 3}}}, "expected a field of the section, such as train.epochs"),
+        ({"x": {"distill.alpha.strat": 0.5}}, "has no effect: kind fixed reads kind, start"),
+        ({"x": {"distill.alpha.end": 0.5}}, "has no effect: kind fixed reads kind, start"),
+        ({"x": {"teacher": None, "distill.alpha": 0.5}}, "has no effect on a student alone"),
         ({"best": {}}, "cannot be called 'best'"),
         ({"a/b": {}}, "cannot be called 'a/b'"),
+        ({"long" * 20: {}}, "choose a name of at most 60 characters"),
     ],
 )
 def test_a_row_that_cannot_be_run_is_refused(rows: dict[str, Any], words: str) -> None:
     problems = problems_of(lambda: parse(with_teachers({"model": "cnn-8"}, rows=rows)))
     assert all(path.startswith("final.rows") for path in problems)
     assert words in "; ".join(problems.values())
+
+
+def test_a_row_may_be_shorter_than_the_searchs_grace() -> None:
+    raw = with_teachers({"model": "cnn-8"}, {"stopper": {"grace_epochs": 9}}, {"short": {"train.epochs": 2}})
+    changed, _ = row(parse(raw), {"train.epochs": 2})
+    assert changed.train.epochs == 2
 
 
 def test_a_search_of_no_trials_has_no_space() -> None:

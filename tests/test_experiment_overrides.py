@@ -79,3 +79,23 @@ def test_an_override_that_cannot_be_read_is_refused(override: str, words: str) -
 
 def test_an_override_of_an_unknown_field_is_refused() -> None:
     assert problems_of(lambda: changed("train.epoch=3")) == {"train.epoch": "unknown key. Did you mean 'epochs'?"}
+
+
+def test_fields_of_a_teacher_that_is_named_are_set_where_it_is_described() -> None:
+    overrides = ("teachers.large.model=cnn-16", "teacher=large")
+    assert changed(*overrides, "teachers.large.train.epochs=3").own_teacher.train.epochs == 3
+    refused = problems_of(lambda: changed(*overrides, "teacher.train.epochs=3"))
+    assert refused == {"--set": "teacher.train.epochs: `teacher` is the name 'large'; set teachers.large.train.epochs"}
+
+
+def test_a_field_of_a_row_is_set_by_its_path() -> None:
+    rows = changed("final.rows.T 0.5, short.train.epochs=3", "final.rows.other={teacher: null}").final.rows
+    assert rows == {"T 0.5, short": {"train.epochs": 3}, "other": {"teacher": None}}
+
+
+def test_a_path_of_an_assistants_search_is_one_key() -> None:
+    small = "teachers.small={model: cnn-8, taught_by: teacher, search: {space: {}}}"
+    experiment = changed(small, "teachers.small.search.space.distill.alpha.start={uniform: [0, 1]}")
+    search = experiment.teachers["small"].search
+    assert search is not None
+    assert list(search.space) == ["distill.alpha.start"]

@@ -392,6 +392,11 @@ def test_the_cards_header_is_yaml_and_holds_the_accuracy_of_the_exported_weights
     assert "`distill.alpha.start`: 0.75" in body
 
 
+def test_a_bar_in_the_name_of_a_row_does_not_end_its_cell(experiment: Experiment, digits: Dataset) -> None:
+    rows = [*SUMMARY["results"], {**SUMMARY["results"][0], "name": "T=4|a"}]
+    assert "| T=4\\|a | cnn-8 |" in run_card(experiment, digits, {**SUMMARY, "results": rows})
+
+
 def test_the_experiment_in_the_card_can_be_run_again(experiment: Experiment, digits: Dataset) -> None:
     text = run_card(experiment, digits, SUMMARY)
     assert parse(yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])) == experiment

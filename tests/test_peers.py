@@ -7,7 +7,6 @@ from torch import Tensor
 from kdtune.data import Batch
 from kdtune.distill import distill, peer_student, student_alone
 from kdtune.distill.peers import MutualLearning, Peers
-from kdtune.errors import ExperimentError
 from kdtune.experiment import Distill, Experiment
 from kdtune.models import build_model
 from kdtune.training import evaluate
@@ -108,12 +107,6 @@ def test_a_resumed_group_continues_as_if_it_had_never_stopped(
     assert last.temperature == 1
     for key, tensor in whole.state.learner.state_dict().items():
         assert torch.equal(tensor, resumed.state.learner.state_dict()[key])
-
-
-def test_a_learned_temperature_among_peers_is_refused(make_experiment: MakeExperiment, materials: Materials) -> None:
-    experiment = among(make_experiment, "cnn-8", distill__learned_temperature={})
-    with pytest.raises(ExperimentError, match=r"distill\.learned_temperature: .* give distill\.temperature"):
-        peer_student(experiment, materials.dataset, 3, CPU)
 
 
 def test_peers_are_not_asked_in_evaluation() -> None:

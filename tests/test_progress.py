@@ -1,8 +1,10 @@
 """What a person sees: the live table and the words around it, rendered to text."""
 
+import io
+
 from rich.console import Console
 
-from kdtune.cli.progress import board_table, duration, headline, short_config, verdict
+from kdtune.cli.progress import board_table, duration, headline, results_table, short_config, verdict
 from kdtune.search.board import Board, Row
 
 ROWS = {
@@ -68,3 +70,11 @@ def test_the_verdict_weighs_the_gain_against_the_spread_over_seeds() -> None:
     assert "a clear loss" in told(0.7)
     assert "cannot tell a gain from chance" in told(0.9, seeds=2)
     assert "cannot tell a gain from chance" in told(0.9, seeds=1, std=None)
+
+
+def test_a_row_named_like_markup_is_shown_as_it_is() -> None:
+    row = {"model": "cnn-8", "mean": 0.5, "std": None, "test_accuracy": [0.5], "parameters": 9, "size_mb": 1.0,
+           "latency_ms": 1.0}  # fmt: skip
+    console = Console(width=140, record=True, file=io.StringIO())
+    console.print(results_table({"results": [{"name": "T 4 [fixed]", **row}]}))
+    assert "T 4 [fixed]" in console.export_text()

@@ -17,7 +17,7 @@ from kdtune.experiment.space import active, parse
 from kdtune.records import EpochRecord, TrialRecord
 from kdtune.search.asha import Asha, rungs_of
 from kdtune.search.board import Board, Recorder, Row, last_error
-from kdtune.search.final import jobs_of
+from kdtune.search.final import jobs_of, state_file
 from kdtune.search.run import pick_best
 from kdtune.search.sampler import first_points, make_searcher
 from kdtune.search.session import place
@@ -242,3 +242,10 @@ class TestRecorder:
 def test_the_last_error_of_a_traceback_is_shown_with_its_whole_message() -> None:
     text = 'Traceback (most recent call last):\n  File "a.py", line 1\nkdtune.errors.CacheError: bad column\n'
     assert last_error(text) == "kdtune.errors.CacheError: bad column"
+
+
+def test_no_two_runs_of_the_final_stage_save_into_the_same_file(tmp_path: Path) -> None:
+    rows: dict[str, dict[str, object]] = {"a b": {}, "a-b": {}, "student-alone": {}}
+    experiment = DIGITS.model_copy(update={"final": DIGITS.final.model_copy(update={"rows": rows, "seeds": 2})})
+    jobs = jobs_of(experiment, experiment)
+    assert len({state_file(tmp_path, job) for job in jobs}) == len(jobs) == 12

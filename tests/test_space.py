@@ -326,3 +326,12 @@ def test_sampled_fields_of_a_schedule_lie_over_a_sampled_number() -> None:
 
 def test_a_sampled_value_that_does_not_fit_is_refused() -> None:
     assert problems_of(lambda: with_values(parse(MINIMAL), {"distill.alpha.start": 2})).keys() == {"distill.alpha"}
+
+
+@pytest.mark.parametrize("kind", ["uniform", "loguniform"])
+def test_a_range_of_whole_numbers_is_refused_where_it_would_give_fractions(kind: str) -> None:
+    problems = space_problems({"train.epochs": {kind: [10, 20]}, "train.batch_size": {"choice": [8, {kind: [16, 64]}]}})
+    assert problems == {
+        "search.space.train.epochs": "takes whole numbers: {integer: [10, 20]}",
+        "search.space.train.batch_size": "takes whole numbers: {integer: [16, 64]}",
+    }

@@ -20,7 +20,7 @@ from kdtune.errors import TeacherError
 from kdtune.experiment import Data
 from kdtune.models import build_model
 from kdtune.records import EpochRecord
-from kdtune.teacher import Teacher, find, fingerprint, fit_weights, obtaining, read_weights
+from kdtune.teacher import Teacher, find, fingerprint, fit_weights, keep, obtaining, read_weights
 from kdtune.training import evaluate
 from kdtune.trial import Materials, locate, obtain
 from tests.conftest import CPU, MakeExperiment
@@ -502,3 +502,19 @@ def test_what_teacher_json_says_is_what_was_obtained(materials: Materials) -> No
 def test_a_folder_without_teacher_json_holds_no_teacher(tmp_path: Path, trained: Weights) -> None:
     safetensors.torch.save_file(trained, tmp_path / "teacher.safetensors")
     assert find(tmp_path) is None
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"members": [], "channels": 1}'])
+def test_a_description_that_cannot_be_read_says_what_to_remove(tmp_path: Path, content: str) -> None:
+    (tmp_path / "teacher.json").write_text(content)
+    with pytest.raises(TeacherError, match="damaged or of another version; remove"):
+        find(tmp_path)
+
+
+def test_a_teacher_whose_code_has_changed_is_refused(
+    digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = keep(build_model("cnn-8", digits.shape, 10), "cnn-8", {}, digits, tmp_path, trained_here=True)
+    monkeypatch.setattr("kdtune.teacher.kept.build_model", lambda *_: build_model("cnn-12", digits.shape, 10))
+    with pytest.raises(TeacherError, match="its code has changed"):
+        kept.load(CPU)

@@ -108,14 +108,28 @@ def test_another_teacher_makes_another_assistant(make_experiment: MakeExperiment
         locate(other, digits)
 
 
-def test_how_many_views_are_cached_for_students_does_not_change_an_assistant(
+def test_an_assistant_of_features_belongs_to_its_teachers_taps(
     make_experiment: MakeExperiment, digits: Dataset
 ) -> None:
-    values = {"teachers": {"large": LARGE}, "teacher": ASSISTANT}
-    one, two = (make_experiment({**values, "data.views": views, "storage": f"{views}"}) for views in (1, 2))
-    assert same(
-        weights(obtain(one, digits, CPU, nobody)["teacher"]), weights(obtain(two, digits, CPU, nobody)["teacher"])
+    learner = {**ASSISTANT, "distill": {"feature_weight": 1}, "taps": ["blocks.1"]}
+    one, other = (
+        with_teachers(make_experiment, learner, large={**LARGE, "taps": [tap]}) for tap in ("blocks.0", "blocks.1")
     )
+    first = obtain(one, digits, CPU, nobody)
+    assert obtain(other, digits, CPU, nobody)["teacher"].fingerprint != first["teacher"].fingerprint
+
+
+def test_an_assistant_does_not_depend_on_how_many_views_are_cached(
+    make_experiment: MakeExperiment, digits: Dataset, tmp_path: Path
+) -> None:
+    found = [
+        obtain(make_experiment(values), digits, CPU, nobody)["teacher"].fingerprint
+        for values in (
+            {"teachers": {"large": LARGE}, "teacher": ASSISTANT, "data.views": 1, "storage": f"{tmp_path}/few"},
+            {"teachers": {"large": LARGE}, "teacher": ASSISTANT, "storage": f"{tmp_path}/all"},
+        )
+    ]
+    assert found[0] == found[1]
 
 
 def test_an_interrupted_assistant_goes_on_where_it_stood(

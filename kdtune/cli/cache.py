@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from kdtune.cache import LogitCache
     from kdtune.experiment import Experiment
 
+NOTHING = "peers learn beside the student: there is no teacher whose answers could be kept"
+
 app = typer.Typer(no_args_is_help=True, help="Build, describe or verify the teacher-logit cache of an experiment.")
 
 
@@ -25,6 +27,8 @@ def build(file: File = None, overrides: Overrides = None) -> None:
 
     with resumable(), watcher() as watch:
         materials = prepare(with_assistants(experiment), default_device(), watch, recheck=True)
+        if not materials.caches:
+            watch.say(f"cache     {NOTHING}")
         for folder in materials.caches.values():
             watch.say(f"cache     kept in {folder}")
 
@@ -80,4 +84,6 @@ def _find(experiment: "Experiment") -> "dict[str, LogitCache]":
         if name in teachers:  # peers are none
             identity = identify(dataset, experiment.data, teachers[name])
             found[name] = open_cache(cache_folder(experiment, identity), identity)
+    if not found:
+        raise CacheError(NOTHING)
     return found

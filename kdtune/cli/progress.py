@@ -273,7 +273,7 @@ def results_table(summary: Mapping[str, Any]) -> Table:
     for row in summary["results"]:
         style = "bold" if row["name"] in (BEST, DISTILLED) else ""
         table.add_row(
-            row["name"],
+            Text(row["name"]),  # not as markup: names may hold brackets
             row["model"],
             f"{row['mean']:.2%}",
             "" if row["std"] is None else f"{row['std']:.2%}",

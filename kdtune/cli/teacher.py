@@ -9,6 +9,7 @@ def teacher(file: File = None, overrides: Overrides = None) -> None:
 
     from kdtune.cli.progress import watcher
     from kdtune.data import load_dataset
+    from kdtune.experiment.chain import in_order
     from kdtune.training import default_device
     from kdtune.trial import check_networks, obtain, with_assistants
 
@@ -21,3 +22,5 @@ def teacher(file: File = None, overrides: Overrides = None) -> None:
         for name, found in obtain(experiment, dataset.to(device), device, watch.teacher_epoch).items():
             watch.teacher_ready(name, found, dataset)
             watch.say(f"teacher   kept in {found.folder}")
+        if not in_order(experiment):
+            watch.say("teacher   none to train: peers learn beside the student")

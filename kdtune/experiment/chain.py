@@ -4,7 +4,7 @@ An assistant is a student that becomes a teacher. `assistant(experiment, name)` 
 searches for its settings; `settled` puts what such a search has found in the place of the search.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from kdtune.experiment import space
@@ -13,6 +13,8 @@ from kdtune.experiment.networks import Student, Teacher
 from kdtune.experiment.objective import Distill
 from kdtune.experiment.search import Search
 from kdtune.experiment.values import row, with_values
+
+BEFORE = "(generation before)"  # no file can name a teacher so
 
 
 def teachers_of_students(experiment: Experiment) -> list[str]:
@@ -30,17 +32,23 @@ def configurations(experiment: Experiment) -> list[Experiment]:
     """The file's own configuration, its rows, and the corners of its search."""
     parameters, _ = space.parse(experiment.search.space)
     found = [experiment]
-    found += [row(experiment, changes)[0] for changes in experiment.final.rows.values()]
+    for changes in experiment.final.rows.values():
+        changed, alone = row(experiment, changes)
+        found.append(changed.model_copy(update={"distill": Distill()}) if alone else changed)  # no features to match
     return found + [with_values(experiment, values) for values in space.corners(parameters, experiment)]
 
 
 def in_order(experiment: Experiment) -> list[str]:
     """Names of all teachers that are needed, each after those that it depends on; peers are none."""
+    return _ordered(experiment, lambda teacher: teacher.depends_on)
+
+
+def _ordered(experiment: Experiment, depends_on: Callable[[Teacher], tuple[str, ...]]) -> list[str]:
     teachers = experiment.all_teachers
     ordered: list[str] = []
 
     def visit(name: str) -> None:
-        for other in teachers[name].depends_on:
+        for other in depends_on(teachers[name]):
             visit(other)
         if name not in ordered and not teachers[name].peers:
             ordered.append(name)
@@ -72,13 +80,28 @@ def assistant(experiment: Experiment, name: str) -> Experiment:
 
 
 def _below(teachers: Mapping[str, Teacher], name: str) -> set[str]:
-    """A teacher and all on which it depends."""
-    return {name}.union(*(_below(teachers, other) for other in teachers[name].depends_on))
+    """A teacher and all on which it may depend."""
+    found, waiting = {name}, [name]
+    while waiting:
+        above = teachers[waiting.pop()].may_depend_on
+        waiting += [other for other in above if other in teachers and other not in found]
+        found.update(waiting)
+    return found
+
+
+def next_generation(experiment: Experiment, name: str) -> Experiment:
+    """The experiment of a teacher that one of its own architecture teaches: itself, a generation before."""
+    config = experiment.all_teachers[name]
+    before = Teacher(model=config.model, options=config.options, taps=config.taps)
+    again = config.model_copy(update={"taught_by": BEFORE})
+    alone = {"teachers": {BEFORE: before, name: again}, "teacher": BEFORE}
+    return assistant(experiment.model_copy(update=alone), name)
 
 
 def searched_assistants(experiment: Experiment) -> list[str]:
     """Names of the needed assistants that have a search of their own, in the order in which they can be had."""
-    return [name for name in in_order(experiment) if experiment.all_teachers[name].search is not None]
+    names = _ordered(experiment, lambda teacher: teacher.may_depend_on)  # one search may choose the fruit of another
+    return [name for name in names if experiment.all_teachers[name].search is not None]
 
 
 def settled(experiment: Experiment, name: str, found: Mapping[str, Any]) -> Experiment:

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from kdtune.errors import ExperimentError, Problem, nearest
 from kdtune.experiment import chain, space
 from kdtune.experiment.models import Experiment
-from kdtune.experiment.values import plain, row, with_values
+from kdtune.experiment.values import ROW_SECTIONS, plain, row, with_values
 from kdtune.experiment.wording import problem, short
 
 LARGEST_FILE = 1_000_000  # bytes; an experiment file is a page of text
@@ -128,10 +128,10 @@ def _override(raw: dict[str, Any], override: str) -> None:
         value = yaml.load(text, _UniqueKeys)
     except (yaml.YAMLError, ValueError, RecursionError):
         raise ValueError(f"the value of {path} is not YAML: {text!r}") from None
-    # a searched path holds dots itself: --set search.space.distill.alpha.start={uniform: [0.5, 1]}
-    if parts[:2] == ["search", "space"] and len(parts) > 2:
-        parts = ["search", "space", ".".join(parts[2:])]
+    parts = _keys(parts)
     _check_size(value)
+    if parts[0] == "teacher" and len(parts) > 1 and isinstance(name := raw.get("teacher"), str):
+        raise ValueError(f"{path}: `teacher` is the name {name!r}; set teachers.{name}.{'.'.join(parts[1:])}")
     here = raw
     for part in parts[:-1]:
         inner = here.get(part)
@@ -141,6 +141,19 @@ def _override(raw: dict[str, Any], override: str) -> None:
             here[part] = inner
         here = inner
     here[parts[-1]] = value
+
+
+def _keys(parts: list[str]) -> list[str]:
+    """Paths that are keys hold dots themselves: those of a space, --set search.space.distill.alpha={uniform: [0, 1]},
+    the same of an assistant's search, and those of a row, --set final.rows.short.train.epochs=3.
+    """
+    if parts[:2] == ["final", "rows"] and len(parts) > 2:
+        k = next((k for k in range(3, len(parts)) if parts[k] in ROW_SECTIONS), len(parts))
+        return ["final", "rows", ".".join(parts[2:k]), *([".".join(parts[k:])] if k < len(parts) else [])]
+    for k in (2, 3, 4):  # search.space, teacher.search.space, teachers.name.search.space
+        if parts[k - 2 : k] == ["search", "space"] and len(parts) > k:
+            return [*parts[:k], ".".join(parts[k:])]
+    return parts
 
 
 def _is_number(value: object) -> bool:

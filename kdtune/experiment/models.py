@@ -19,6 +19,7 @@ from kdtune.experiment.train import Train
 Baseline = Literal["student alone", "textbook KD"]
 # Names of rows that the results table has anyway.
 TAKEN = ("teacher", "student alone", "textbook KD", "best", "distilled")
+LONGEST_NAME = 60  # of a row: part of the name of a file, whose characters may take four bytes each
 
 
 class Final(Section):
@@ -28,17 +29,18 @@ class Final(Section):
     baselines: tuple[Baseline, ...] = Field(("student alone", "textbook KD"), description="Compared with.")
     rows: dict[str, dict[str, object]] = Field(
         default_factory=dict,
-        description="Further rows of the table: name -> {dotted path of train, distill, student or teacher: value}, "
-        "changes to this file's own configuration; `teacher: null` is the student alone.",
+        description="Further rows of the table: name -> {dotted path of a field of train, distill or student: value}, "
+        "changes to this file's own configuration; `teacher: name` is another of `teachers`, null the student alone.",
     )
 
     @field_validator("rows")
     @classmethod
     def _names_are_free(cls, rows: dict[str, dict[str, object]]) -> dict[str, dict[str, object]]:
         for name in rows:
-            if name in TAKEN or not name.strip() or not name.isprintable() or "/" in name:
+            if name in TAKEN or not name.strip() or not name.isprintable() or "/" in name or len(name) > LONGEST_NAME:
                 raise ValueError(
-                    f"a row cannot be called {name!r}: choose a name without `/` besides {', '.join(TAKEN)}"
+                    f"a row cannot be called {name!r}: choose a name of at most {LONGEST_NAME} characters without `/` "
+                    f"besides {', '.join(TAKEN)}"
                 )
         return rows
 
@@ -116,7 +118,14 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _the_objective_fits_the_teacher(self) -> Self:
-        if self.distill.feature_weight.is_zero or self.teacher_name not in self.all_teachers:
+        if self.teacher_name not in self.all_teachers:
+            return self
+        if self.own_teacher.peers and self.distill.learned_temperature is not None:
+            raise ValueError(
+                "distill.learned_temperature is learned against one student, but among peers every network is student "
+                "and teacher at once; give distill.temperature a number or a schedule, or learn from a teacher"
+            )
+        if self.distill.feature_weight.is_zero:
             return self
         if self.own_teacher.model is None:
             kind = "an ensemble" if self.own_teacher.ensemble else "a group of peers"

@@ -8,6 +8,7 @@ teacher: {peers: [resnet20]}                             # online: trained besid
 teacher: large                                           # one of `teachers`
 """
 
+import itertools
 import re
 from collections.abc import Mapping
 from typing import Annotated, Literal, Self
@@ -52,6 +53,15 @@ ModelName = Annotated[
 ]
 
 
+def _check_taps(taps: tuple[str, ...]) -> tuple[str, ...]:
+    if twice := [tap for tap in dict.fromkeys(taps) if taps.count(tap) > 1]:
+        raise ValueError(f"names {', '.join(twice)} twice; each tap has one partner")
+    return taps
+
+
+Taps = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_check_taps)]
+
+
 class Model(Section):
     """A network by name: of the zoo, `timm:name`, or `module:function` of your own."""
 
@@ -59,7 +69,7 @@ class Model(Section):
     options: Options = Field(
         default_factory=dict, description="Keyword arguments of the model, such as {dropout: 0.5}."
     )
-    taps: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
+    taps: Taps | None = Field(
         None, description="Modules whose outputs a feature loss compares; null takes the model's own stages."
     )
 
@@ -73,7 +83,7 @@ class Teacher(Section):
 
     model: ModelName | None = Field(None, description="As of the student; not for `ensemble` and `peers`.")
     options: Options = Field(default_factory=dict, description="Keyword arguments of the model.")
-    taps: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
+    taps: Taps | None = Field(
         None, description="Modules whose outputs a feature loss compares; null takes the model's own stages."
     )
     weights: str | None = Field(
@@ -128,6 +138,8 @@ class Teacher(Section):
             raise ValueError(f"stop_at is {self.stop_at}, but train.epochs plans only {self.train.epochs}")
         if self.search is not None and self.generations > 1:
             raise ValueError("a search for each generation is not possible; name the generations in `teachers` instead")
+        if self.search is not None and self.stop_at is not None and "train.epochs" in self.search.space:
+            raise ValueError("stop_at counts the planned train.epochs, which the search varies; remove one of them")
         if self.search is not None and not self.search.space:
             raise ValueError("the assistant's search has an empty space; remove `search` to train it as written")
         return self
@@ -142,6 +154,13 @@ class Teacher(Section):
         """Names of the teachers that must be there first."""
         return self.ensemble or ((self.taught_by,) if self.taught_by else ())
 
+    @property
+    def may_depend_on(self) -> tuple[str, ...]:
+        """Those, and the ones among which an assistant's own search chooses."""
+        given = self.search.space.get("teacher", {}).get("choice") if self.search else None
+        options = given if isinstance(given, list) else []
+        return (*self.depends_on, *(name for name in options if isinstance(name, str)))
+
 
 def check_teachers(teachers: Mapping[str, Teacher]) -> list[str]:
     """What is wrong with who teaches whom: unknown names, circles, peers in the middle of a chain."""
@@ -151,12 +170,30 @@ def check_teachers(teachers: Mapping[str, Teacher]) -> list[str]:
             if other not in teachers:
                 known = ", ".join(teachers)
                 problems.append(f"{name} refers to teacher {other!r}; known: {known}.{nearest(other, list(teachers))}")
-            elif teachers[other].peers:
+        for other in dict.fromkeys(teacher.may_depend_on):
+            if other in teachers and teachers[other].peers:
                 problems.append(f"{name} refers to {other}, whose peers exist only while the student is trained")
+        problems += _useless(teachers, name)
         circle = _circle(teachers, name)
         if circle and name == min(circle):
             problems.append(f"a circle of teachers: {' -> '.join([*circle, circle[0]])}")
     return problems
+
+
+def _useless(teachers: Mapping[str, Teacher], name: str) -> list[str]:
+    """What a teacher asks of others that they cannot give: features of an ensemble, a second opinion of the same."""
+    teacher = teachers[name]
+    above = teachers.get(teacher.taught_by or "")
+    if above and above.ensemble and teacher.distill and not teacher.distill.feature_weight.is_zero:
+        return [
+            f"{name}: distill.feature_weight is not 0, but its teacher {teacher.taught_by} is an ensemble and has no "
+            f"feature maps to match"
+        ]
+    return [
+        f"{name}: its members {one} and {other} are the same teacher; give one of them another seed"
+        for one, other in itertools.combinations(teacher.ensemble or (), 2)
+        if teachers.get(one) == teachers.get(other) and one in teachers
+    ]
 
 
 def _circle(teachers: Mapping[str, Teacher], start: str) -> list[str]:

@@ -22,11 +22,13 @@ from pydantic import BaseModel
 from kdtune.errors import Problem, nearest
 from kdtune.experiment.models import Experiment
 from kdtune.experiment.schedule import Schedule, fields_of
+from kdtune.experiment.train import Train
 
 Distribution = Literal["choice", "uniform", "loguniform", "integer"]
 SEARCHABLE = ("train", "distill")
 TEACHER = "teacher"  # searched whole: a choice among the names of `teachers`
 MOST_CORNERS = 256
+WHOLE_NUMBERS = frozenset(f"train.{name}" for name, info in Train.model_fields.items() if info.annotation is int)
 
 
 @dataclass(frozen=True)
@@ -254,6 +256,11 @@ def check(raw: Mapping[str, Any]) -> list[Problem]:
     for path in readable:
         problems += check_path(path, f"search.space.{path}")
     for parameter in parameters:
+        if parameter.path in WHOLE_NUMBERS and parameter.kind in ("uniform", "loguniform"):
+            low, high = f"{parameter.low:g}", f"{parameter.high:g}"
+            problems.append(
+                Problem(f"search.space.{parameter.path}", f"takes whole numbers: {{integer: [{low}, {high}]}}")
+            )
         for condition in parameter.when:
             problems += check_path(condition, f"search.space.{parameter.path}.when")
     return list(dict.fromkeys(problems))
@@ -295,12 +302,12 @@ def _searchable_paths() -> Iterator[str]:
 def corners(parameters: Sequence[Parameter], base: Experiment) -> Iterator[dict[str, Any]]:
     """Configurations at the ends of every range and at every option, combined within a schedule and within train.
 
-    A teacher belongs together with the weight of the feature loss: not every teacher has feature maps.
+    A teacher belongs together with the feature loss and its weight: not every teacher has features for each of them.
     """
     groups: dict[str, list[Parameter]] = {}
     for parameter in parameters:
         section, _, rest = parameter.path.partition(".")
-        field = "feature_weight" if section == TEACHER else rest.split(".")[0]
+        field = "feature_weight" if section == TEACHER or rest == "feature_loss" else rest.split(".")[0]
         groups.setdefault("train" if section == "train" else f"distill.{field}", []).append(parameter)
     for group in groups.values():
         involved = list(group)

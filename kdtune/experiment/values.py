@@ -5,7 +5,7 @@ mapping that it is made of.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -13,8 +13,9 @@ from pydantic import ValidationError
 from kdtune.errors import ExperimentError, Problem
 from kdtune.experiment.models import Experiment
 from kdtune.experiment.objective import TEXTBOOK, Distill
-from kdtune.experiment.schedule import Schedule, overlay
-from kdtune.experiment.wording import problem
+from kdtune.experiment.schedule import Schedule, fields_of, overlay
+from kdtune.experiment.search import Stopper
+from kdtune.experiment.wording import problem, short
 
 ROW_SECTIONS = ("train", "distill", "teacher", "student")
 SCHEDULED = frozenset(name for name, info in Distill.model_fields.items() if info.annotation is Schedule)
@@ -49,17 +50,49 @@ def row(experiment: Experiment, changes: Mapping[str, object]) -> tuple[Experime
     alone = "teacher" in values and values["teacher"] is None
     if alone:
         del values["teacher"]
-    for path in values:
-        if path.split(".")[0] not in ROW_SECTIONS:
-            allowed = ", ".join(ROW_SECTIONS)
-            raise ExperimentError(experiment.name, [Problem(path, f"a row may change fields of {allowed}")])
+    problems = list(_not_for_a_row(values, alone=alone))
+    if problems:
+        raise ExperimentError(experiment.name, problems)
+    search = experiment.search.model_copy(update={"stopper": Stopper()})  # a row is not searched and may be short
     try:
-        return with_values(experiment, values), alone
+        changed = with_values(experiment.model_copy(update={"search": search}), values)
     except (KeyError, TypeError) as error:
         unknown = [path for path in values if not _leads_somewhere(plain(experiment), path)]
         raise ExperimentError(
             experiment.name, [Problem(path, "leads to no field of an experiment") for path in unknown]
         ) from error
+    problems = list(_without_effect(changed, values))
+    if problems:
+        raise ExperimentError(experiment.name, problems)
+    return changed, alone
+
+
+def _not_for_a_row(values: Mapping[str, object], *, alone: bool) -> Iterator[Problem]:
+    """Changes that would be another run than they say: a teacher that nobody makes, a section's other fields lost."""
+    for path, value in values.items():
+        section, *fields = path.split(".")
+        if section not in ROW_SECTIONS:
+            yield Problem(path, f"a row may change fields of {', '.join(ROW_SECTIONS)}")
+        elif section == "teacher" and (fields or not isinstance(value, str)):
+            yield Problem(path, "a row takes another teacher by its name (or null): describe that one in `teachers`")
+        elif section != "teacher" and not fields:
+            yield Problem(path, f"given {short(value)}, expected a field of the section, such as {_EXAMPLES[section]}")
+        elif alone and section == "distill":
+            yield Problem(path, "has no effect on a student alone (teacher: null)")
+
+
+_EXAMPLES = {"train": "train.epochs", "distill": "distill.alpha", "student": "student.model"}
+
+
+def _without_effect(changed: Experiment, values: Mapping[str, object]) -> Iterator[Problem]:
+    """Fields of schedules that the kind which the row ends up with does not read."""
+    for path in values:
+        parts = path.split(".")
+        if len(parts) == 3 and parts[0] == "distill" and parts[1] in SCHEDULED:
+            kind = getattr(changed.distill, parts[1]).kind
+            known = fields_of(kind)
+            if parts[2] not in known:
+                yield Problem(path, f"has no effect: kind {kind} reads {', '.join(sorted(known))}")
 
 
 def _leads_somewhere(raw: object, path: str) -> bool:

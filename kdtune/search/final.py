@@ -45,7 +45,7 @@ class FinalWorker:
     def run(self, job: Job, folder: Path, *, keep_weights: bool) -> dict[str, Any]:
         """One line of final.jsonl. State is saved in `folder` now and then, so that a long run can be taken up."""
         trial = self.bench.start(job.experiment, seed=job.seed, alone=job.alone, whole=True)
-        state = folder / f"{job.name.replace(' ', '-')}-{job.seed}.pt"
+        state = state_file(folder, job)
         for _ in trial.resumable(state):
             pass
         network, dataset = trial.student.network, self.bench.dataset
@@ -62,6 +62,11 @@ class FinalWorker:
             "diverged": trial.history[-1].diverged,
             "epochs": [record.to_json() for record in trial.history],
         }
+
+
+def state_file(folder: Path, job: Job) -> Path:
+    """Of a run that has not ended; the name as it is, since `a b` and `a-b` may be two rows."""
+    return folder / f"{job.name}-{job.seed}.pt"
 
 
 def _confusion(predictions: Tensor, dataset: Dataset) -> list[list[int]]:

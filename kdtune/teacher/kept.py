@@ -20,6 +20,7 @@ from kdtune.data import Dataset
 from kdtune.errors import TeacherError
 from kdtune.models import build_model
 from kdtune.records import write_bytes, write_text
+from kdtune.teacher.checkpoints import fit_weights
 from kdtune.training import evaluate
 
 
@@ -48,7 +49,7 @@ class Teacher:
                     f"{self.folder}: teacher.safetensors is not what teacher.json describes; remove the folder"
                 )
             network = build_model(self.model, self.image_shape, self.classes, self.options)
-            network.load_state_dict(weights)
+            fit_weights(network, weights, f"{self.folder} into {self.model} (its code has changed? Remove the folder)")
         return network.to(device).eval().requires_grad_(requires_grad=False)
 
 
@@ -84,13 +85,17 @@ def find(folder: Path) -> Teacher | None:
     """The teacher kept in a folder, if it is whole."""
     try:
         known = json.loads((folder / "teacher.json").read_text())
+        found = [find(Path(member)) for member in known.pop("members")]
+        members = tuple(member for member in found if member is not None)
+        if len(members) < len(found):
+            return None
+        return Teacher(str(folder), members=members, **{**known, "image_shape": tuple(known["image_shape"])})
     except FileNotFoundError:
         return None
-    found = [find(Path(member)) for member in known.pop("members")]
-    members = tuple(member for member in found if member is not None)
-    if len(members) < len(found):
-        return None
-    return Teacher(str(folder), members=members, **{**known, "image_shape": tuple(known["image_shape"])})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TeacherError(
+            f"{folder / 'teacher.json'} is damaged or of another version; remove {folder} to make it anew"
+        ) from error
 
 
 def keep(
@@ -153,8 +158,8 @@ def check_it_has_learned(teacher: Teacher, dataset: Dataset, where: str) -> None
     least = chance + 2 * (chance * (1 - chance) / int(counts.sum())) ** 0.5
     if teacher.val_accuracy <= min(least, 1.0 - 1e-9):
         raise TeacherError(
-            f"the teacher of `{where}` ({teacher.model}) is right on {teacher.val_accuracy:.1%} of {int(counts.sum())} validation "
-            f"images, which is no better than chance: {chance:.1%} are of the most frequent class, up to "
+            f"the teacher of `{where}` ({teacher.model}) is right on {teacher.val_accuracy:.1%} of {int(counts.sum())} "
+            f"validation images, which is no better than chance: {chance:.1%} are of the most frequent class, up to "
             f"{least:.1%} may be luck. "
             + (
                 f"Train it longer or with another learning rate ({where}.train)."

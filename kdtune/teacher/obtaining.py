@@ -35,12 +35,22 @@ def store_of(experiment: Experiment) -> Path:
 
 
 def own_views(data: Data) -> Data:
-    """The data section with views that no student of the experiment sees, one an epoch: no cache limits them."""
+    """The data section with views that no student of the experiment sees; new ones every epoch, since none is kept."""
     return data.model_copy(update={"view_seed": data.view_seed + OWN_VIEWS, "views": "auto"})
 
 
-def recipe(config: Section, data: Data, dataset: Dataset, taught_by: Teacher | None = None) -> str:
-    """Name of the folder of a teacher trained here: everything that decides its weights."""
+def recipe(
+    config: Section,
+    data: Data,
+    dataset: Dataset,
+    taught_by: Teacher | None = None,
+    their_taps: tuple[str, ...] | None = None,
+) -> str:
+    """Name of the folder of a teacher trained here: everything that decides its weights.
+
+    `their_taps` are those of its own teacher, which matter where it learns from features.
+    """
+    distill = (config.distill or Distill()) if taught_by else None
     fields = {"augment", "crop_padding", "crop_scale", "validation", "split_seed", "view_seed"}
     if config.labels == "kept" or taught_by is not None:
         fields |= {"labels_kept", "unlabelled"}
@@ -51,8 +61,8 @@ def recipe(config: Section, data: Data, dataset: Dataset, taught_by: Teacher | N
         "data": data.model_dump(include=fields),
         "teacher": config.model_dump(include={"model", "options", "train", "seed", "stop_at", "labels"}),
         "taught_by": taught_by and taught_by.fingerprint,
-        "distill": taught_by and (config.distill or Distill()).model_dump(),
-        "taps": config.taps if taught_by else None,
+        "distill": distill and distill.model_dump(),
+        "taps": [config.taps, their_taps] if distill and not distill.feature_weight.is_zero else None,
     }
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -13,13 +13,14 @@ import torch
 from kdtune.cache import Identity, LogitCache, build, identify
 from kdtune.data import Dataset, load_dataset
 from kdtune.distill import check_features
+from kdtune.errors import ExperimentError, Problem
 from kdtune.experiment import Experiment
-from kdtune.experiment.chain import assistant, configurations, in_order, teachers_of_students
+from kdtune.experiment.chain import BEFORE, assistant, configurations, in_order, next_generation, teachers_of_students
 from kdtune.experiment.space import parse
 from kdtune.models import check_model
 from kdtune.records import EpochRecord
 from kdtune.teacher import Teacher
-from kdtune.trial.teachers import obtain
+from kdtune.trial.teachers import obtain, section_of
 
 
 class Progress(Protocol):
@@ -93,8 +94,23 @@ def check_networks(experiment: Experiment, dataset: Dataset) -> None:
     for one in {_what_features_need(one): one for one in every}.values():
         check_features(one, shape, classes)
     for name in in_order(experiment):
-        if teachers[name].taught_by:
-            check_networks(assistant(experiment, name), dataset)
+        try:
+            if teachers[name].taught_by:
+                check_networks(assistant(experiment, name), dataset)
+            if teachers[name].generations > 1:
+                check_features(next_generation(experiment, name), shape, classes)
+        except ExperimentError as error:
+            problems = [_in_section(section_of(experiment, name), problem) for problem in error.problems]
+            raise ExperimentError(experiment.name, list(dict.fromkeys(problems))) from error
+
+
+def _in_section(section: str, problem: Problem) -> Problem:
+    """A problem of an assistant's own experiment, by its path in the file."""
+    places = {"student.": f"{section}.", f"teachers.{BEFORE}.": f"{section}.", "distill.": f"{section}.distill."}
+    for prefix, place in places.items():
+        if problem.path.startswith(prefix):
+            return Problem(place + problem.path.removeprefix(prefix), problem.message)
+    return problem
 
 
 def _what_features_need(experiment: Experiment) -> tuple[str, ...]:

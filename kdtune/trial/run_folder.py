@@ -12,7 +12,7 @@ from typing import Any
 from kdtune.data import Dataset
 from kdtune.errors import ExperimentError, RunError, TeacherError
 from kdtune.experiment import Experiment, differences, dump, load
-from kdtune.experiment.chain import searched_assistants, settled
+from kdtune.experiment.chain import assistant, in_order, searched_assistants, settled
 from kdtune.records import TrialRecord, locked, read_trials, write_text
 from kdtune.teacher import Teacher
 
@@ -136,12 +136,34 @@ def assistant_folder(experiment: Experiment, name: str) -> Path:
 
 def with_assistants(experiment: Experiment) -> Experiment:
     """The experiment with what the searches of its assistants have found. Raises TeacherError before they have run."""
+    begun = experiment
     for name in searched_assistants(experiment):
-        found = winner_of(assistant_folder(experiment, name))
+        folder = assistant_folder(experiment, name)
+        found = winner_of(folder)
         if found is None:
             raise TeacherError(f"the assistant {name!r} is found by a search of its own; run `kdtune search` first")
-        experiment = settled(experiment, name, found.best.config)
+        if begun is experiment:
+            begun = read_run(folder.parents[1])
+        if not _search_alike(experiment, begun, name):
+            raise RunError(
+                f"{folder} is of another search for the assistant {name!r}: data, teacher or settings have changed. "
+                f"Undo that, or choose another name (--set name=...) and run `kdtune search`"
+            )
+        experiment, begun = (settled(one, name, found.best.config) for one in (experiment, begun))
     return experiment
+
+
+def _search_alike(one: Experiment, other: Experiment, name: str) -> bool:
+    """Whether both describe the same search for an assistant: what is found by one holds for the other."""
+    if name not in searched_assistants(other):
+        return False
+    children = [assistant(experiment, name) for experiment in (one, other)]
+    first, second = (
+        [child.data, child.student, child.train, child.distill, child.search]
+        + [(above, child.all_teachers[above]) for above in in_order(child)]
+        for child in children
+    )
+    return first == second
 
 
 def read_run(folder: Path) -> Experiment:

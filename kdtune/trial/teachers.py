@@ -18,7 +18,7 @@ from kdtune.distill import Student, feature_student, live, logit_student, tap_te
 from kdtune.errors import TeacherError
 from kdtune.experiment import Experiment
 from kdtune.experiment import Teacher as Section
-from kdtune.experiment.chain import assistant, in_order
+from kdtune.experiment.chain import assistant, in_order, next_generation
 from kdtune.models import Tapped
 from kdtune.records import EpochRecord
 from kdtune.teacher import (
@@ -120,19 +120,9 @@ class _Teachers:
         hear = partial(self.on_epoch, label)
         if above is None:
             return trained(config, data, dataset, self.store, device, hear)
-        folder = self.store / recipe(config, data, dataset, above)
-        experiment = _taught_by_itself(self.experiment, name) if by_itself else assistant(self.experiment, name)
+        experiment = (next_generation if by_itself else assistant)(self.experiment, name)
+        folder = self.store / recipe(config, data, dataset, above, experiment.own_teacher.taps)
         return Plan(folder, lambda folder: _train(config, experiment, dataset, device, above, folder, hear))
-
-
-def _taught_by_itself(experiment: Experiment, name: str) -> Experiment:
-    """The experiment of an assistant whose teacher is of its own architecture."""
-    config = experiment.all_teachers[name]
-    before = Section(model=config.model, options=config.options, taps=config.taps)
-    again = config.model_copy(update={"taught_by": "before"})
-    return assistant(
-        experiment.model_copy(update={"teachers": {"before": before, name: again}, "teacher": "before"}), name
-    )
 
 
 def _train(
