@@ -212,6 +212,9 @@ def test_a_search_that_would_pair_an_ensemble_with_features_is_refused() -> None
         ({"x": {"train.optimizer.kind": 3}}, "leads to no field"),
         ({"x": {"data.validation": 0.2}}, "may change fields of train, distill, teacher, student"),
         ({"x": {"train.epochs": 0}}, "greater than or equal to 1"),
+        ({"x": {"teacher.model": "cnn-16"}}, "give its name"),
+        ({"x": {"teacher.train.epochs": 1}}, "give its name"),
+        ({"x": {"teacher": {"model": "cnn-16"}}}, "give its name"),
         ({"best": {}}, "cannot be called 'best'"),
         ({"a/b": {}}, "cannot be called 'a/b'"),
     ],
@@ -220,6 +223,14 @@ def test_a_row_that_cannot_be_run_is_refused(rows: dict[str, Any], words: str) -
     problems = problems_of(lambda: parse(with_teachers({"model": "cnn-8"}, rows=rows)))
     assert all(path.startswith("final.rows") for path in problems)
     assert words in "; ".join(problems.values())
+
+
+def test_a_row_may_have_other_taps_and_peers_of_its_own() -> None:
+    rows = {"taps": {"teacher.taps": ["blocks.0"]}, "peers": {"teacher": {"peers": ["cnn-8"]}}}
+    for teacher in ({"model": "cnn-8-16"}, "named"):
+        some = rows if isinstance(teacher, dict) else {"peers": rows["peers"]}
+        experiment = parse(with_teachers(teacher, rows=some, named={"model": "cnn-16"}))
+        assert in_order(experiment) == [experiment.teacher_name]
 
 
 def test_a_search_of_no_trials_has_no_space() -> None:

@@ -54,12 +54,34 @@ def row(experiment: Experiment, changes: Mapping[str, object]) -> tuple[Experime
             allowed = ", ".join(ROW_SECTIONS)
             raise ExperimentError(experiment.name, [Problem(path, f"a row may change fields of {allowed}")])
     try:
-        return with_values(experiment, values), alone
+        changed = with_values(experiment, values)
     except (KeyError, TypeError) as error:
         unknown = [path for path in values if not _leads_somewhere(plain(experiment), path)]
         raise ExperimentError(
             experiment.name, [Problem(path, "leads to no field of an experiment") for path in unknown]
         ) from error
+    if not alone and not _can_be_had(experiment, changed):
+        known = ", ".join(experiment.teachers) or "there are none yet"
+        raise ExperimentError(
+            experiment.name,
+            [
+                Problem(
+                    "teacher",
+                    "a row may change the taps of a teacher, and no other field of it: describe the row's teacher "
+                    f"under `teachers` ({known}) and give its name",
+                )
+            ],
+        )
+    return changed, alone
+
+
+def _can_be_had(experiment: Experiment, changed: Experiment) -> bool:
+    """Whether the teacher of the changed experiment is one of those that are made for the whole run."""
+    if changed.own_teacher.peers:
+        return True
+    known = experiment.all_teachers.get(changed.teacher_name)
+    free = {"taps": None}
+    return known is not None and known.model_copy(update=free) == changed.own_teacher.model_copy(update=free)
 
 
 def _leads_somewhere(raw: object, path: str) -> bool:
