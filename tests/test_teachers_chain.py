@@ -108,6 +108,19 @@ def test_another_teacher_makes_another_assistant(make_experiment: MakeExperiment
         locate(other, digits)
 
 
+@pytest.mark.parametrize("other", [{"data.views": 1}, {"teachers.large.taps": ["blocks.0"]}], ids=["views", "taps"])
+def test_other_views_and_other_taps_of_its_teacher_make_another_assistant(
+    make_experiment: MakeExperiment, digits: Dataset, other: dict[str, object]
+) -> None:
+    assistant = {**ASSISTANT, "taps": ["blocks.1"], "distill": {"feature_weight": 0.5}}
+    values = {"teachers": {"large": {**LARGE, "taps": ["blocks.1"]}}, "teacher": assistant}
+    first = obtain(make_experiment(values), digits, CPU, nobody)
+    values["teachers"] = {"large": {**LARGE, "taps": ["blocks.1"]}}
+    again = obtain(make_experiment({**values, **other}), digits, CPU, nobody)
+    assert again["large"].fingerprint == first["large"].fingerprint
+    assert again["teacher"].fingerprint != first["teacher"].fingerprint
+
+
 def test_an_interrupted_assistant_goes_on_where_it_stood(
     make_experiment: MakeExperiment, digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,11 +39,22 @@ def own_views(data: Data) -> Data:
     return data.model_copy(update={"view_seed": data.view_seed + OWN_VIEWS})
 
 
-def recipe(config: Section, data: Data, dataset: Dataset, taught_by: Teacher | None = None) -> str:
-    """Name of the folder of a teacher trained here: everything that decides its weights."""
+def recipe(
+    config: Section,
+    data: Data,
+    dataset: Dataset,
+    taught_by: Teacher | None = None,
+    taps_above: tuple[str, ...] | None = None,
+) -> str:
+    """Name of the folder of a teacher trained here: everything that decides its weights.
+
+    `taps_above` are those of the teacher `taught_by`, where the experiment names them.
+    """
     fields = {"augment", "crop_padding", "crop_scale", "validation", "split_seed", "view_seed"}
     if config.labels == "kept" or taught_by is not None:
         fields |= {"labels_kept", "unlabelled"}
+    if taught_by is not None and data.views != "auto":
+        fields |= {"views"}
     decides = {
         "dataset": dataset.fingerprint,
         "mean": dataset.mean,
@@ -54,6 +65,8 @@ def recipe(config: Section, data: Data, dataset: Dataset, taught_by: Teacher | N
         "distill": taught_by and (config.distill or Distill()).model_dump(),
         "taps": config.taps if taught_by else None,
     }
+    if taps_above:
+        decides["taps_above"] = taps_above
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 
 

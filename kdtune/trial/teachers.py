@@ -120,8 +120,8 @@ class _Teachers:
         hear = partial(self.on_epoch, label)
         if above is None:
             return trained(config, data, dataset, self.store, device, hear)
-        folder = self.store / recipe(config, data, dataset, above)
         experiment = _taught_by_itself(self.experiment, name) if by_itself else assistant(self.experiment, name)
+        folder = self.store / recipe(config, data, dataset, above, experiment.own_teacher.taps)
         return Plan(folder, lambda folder: _train(config, experiment, dataset, device, above, folder, hear))
 
 
