@@ -159,8 +159,8 @@ def check_it_has_learned(teacher: Teacher, dataset: Dataset, where: str) -> None
     least = chance + 2 * (chance * (1 - chance) / int(counts.sum())) ** 0.5
     if teacher.val_accuracy <= min(least, 1.0 - 1e-9):
         raise TeacherError(
-            f"the teacher of `{where}` ({teacher.model}) is right on {teacher.val_accuracy:.1%} of {int(counts.sum())} validation "
-            f"images, which is no better than chance: {chance:.1%} are of the most frequent class, up to "
+            f"the teacher of `{where}` ({teacher.model}) is right on {teacher.val_accuracy:.1%} of {int(counts.sum())} "
+            f"validation images, which is no better than chance: {chance:.1%} are of the most frequent class, up to "
             f"{least:.1%} may be luck. "
             + (
                 f"Train it longer or with another learning rate ({where}.train)."
