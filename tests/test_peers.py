@@ -110,10 +110,13 @@ def test_a_resumed_group_continues_as_if_it_had_never_stopped(
         assert torch.equal(tensor, resumed.state.learner.state_dict()[key])
 
 
-def test_a_learned_temperature_among_peers_is_refused(make_experiment: MakeExperiment, materials: Materials) -> None:
-    experiment = among(make_experiment, "cnn-8", distill__learned_temperature={})
+def test_a_learned_temperature_among_peers_is_refused_with_the_file(make_experiment: MakeExperiment) -> None:
+    """Also where only a row of the results table has peers, which are trained when the search is over."""
     with pytest.raises(ExperimentError, match=r"distill\.learned_temperature: .* give distill\.temperature"):
-        peer_student(experiment, materials.dataset, 3, CPU)
+        among(make_experiment, "cnn-8", distill__learned_temperature={})
+    rows = {"peers": {"teacher": {"peers": ["cnn-8"]}}}
+    with pytest.raises(ExperimentError, match=r"final\.rows\.peers.*give distill\.temperature"):
+        make_experiment({"distill.learned_temperature": {}, "final": {"rows": rows}})
 
 
 def test_peers_are_not_asked_in_evaluation() -> None:

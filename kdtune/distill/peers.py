@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from kdtune.data import Batch, Dataset
 from kdtune.distill.objective import Terms
 from kdtune.distill.students import Student, new_network
-from kdtune.errors import ExperimentError, Problem
 from kdtune.experiment import Distill, Experiment
 from kdtune.models import build_model
 from kdtune.training import new_state
@@ -63,8 +62,6 @@ class MutualLearning:
 
 def peer_student(experiment: Experiment, dataset: Dataset, seed: int, device: torch.device) -> Student:
     """A student among its peers, `teacher.peers`; its own weights are those of any student of this seed."""
-    if experiment.distill.learned_temperature is not None:
-        raise ExperimentError(experiment.name, [Problem("distill.learned_temperature", _ONE_TEMPERATURE)])
     assert experiment.own_teacher.peers is not None
     networks = [new_network(experiment, dataset, seed)]
     for place, name in enumerate(experiment.own_teacher.peers, start=1):
@@ -74,9 +71,3 @@ def peer_student(experiment: Experiment, dataset: Dataset, seed: int, device: to
     return Student(
         networks[0], new_state(Peers(networks), experiment.train, device), MutualLearning(experiment.distill)
     )
-
-
-_ONE_TEMPERATURE = (
-    "a temperature is learned against one student, but with `peers` every network is a student and a teacher at once; "
-    "give distill.temperature a number or a schedule, or learn from a teacher"
-)

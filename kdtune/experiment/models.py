@@ -116,7 +116,15 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _the_objective_fits_the_teacher(self) -> Self:
-        if self.distill.feature_weight.is_zero or self.teacher_name not in self.all_teachers:
+        if self.teacher_name not in self.all_teachers:
+            return self
+        if self.own_teacher.peers and self.distill.learned_temperature is not None:
+            raise ValueError(
+                "distill.learned_temperature: a temperature is learned against one student, but with `peers` every "
+                "network is a student and a teacher at once; give distill.temperature a number or a schedule, or "
+                "learn from a teacher"
+            )
+        if self.distill.feature_weight.is_zero:
             return self
         if self.own_teacher.model is None:
             kind = "an ensemble" if self.own_teacher.ensemble else "a group of peers"
