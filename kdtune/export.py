@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from kdtune.data import Dataset, affine, read
 from kdtune.errors import ExportError, KdtuneError
 from kdtune.experiment import Experiment, dump
-from kdtune.models import build_model, count_parameters
+from kdtune.models import count_parameters, rebuild_model
 from kdtune.records import BEST, DISTILLED, write_bytes, write_text
-from kdtune.teacher import fingerprint
+from kdtune.teacher import fingerprint, weights_of
 
 FORMAT = 2
 CONFIG_KEYS = ("format", "model", "options", "fingerprint", "image_shape", "classes", "mean", "std")
@@ -101,7 +101,7 @@ def load_student(path: str | Path, *, allow_code: bool = False) -> ExportedStude
         channels, height, width = config["image_shape"]
         if not len(config["mean"]) == len(config["std"]) == channels:
             raise ValueError(f"mean and std are not of {channels} channels")
-        network = build_model(config["model"], (channels, height, width), len(config["classes"]), config["options"])
+        network = rebuild_model(config["model"], (channels, height, width), len(config["classes"]), config["options"])
         network.load_state_dict(weights)
         shape = (channels, height, width)
         student = ExportedStudent(network, config["classes"], shape, config["mean"], config["std"])
@@ -115,7 +115,7 @@ def export_student(folder: Path, network: nn.Module, experiment: Experiment, dat
 
     Raises ExportError where the export does not reproduce the student on images of the data set.
     """
-    weights = {key: tensor.detach().cpu().contiguous() for key, tensor in network.state_dict().items()}
+    weights = weights_of(network)
     config = {
         "format": FORMAT,
         "model": experiment.student.model,
@@ -186,7 +186,7 @@ def export_run(run: Path, to: Path, experiment: Experiment, dataset: Dataset, su
     except FileNotFoundError:
         raise ExportError(f"{run} has no trained winner yet; the same `kdtune search` takes it up again") from None
     student = experiment.student
-    network = build_model(student.model, dataset.shape, len(dataset.classes), student.options)
+    network = rebuild_model(student.model, dataset.shape, len(dataset.classes), student.options)
     network.load_state_dict(weights)
     return export_student(to, network.eval(), experiment, dataset, run_card(experiment, dataset, summary))
 

@@ -23,7 +23,7 @@ from torch import nn
 from kdtune.data import Dataset
 from kdtune.errors import RunError
 from kdtune.experiment import Experiment, Student, row
-from kdtune.models import build_model, count_parameters
+from kdtune.models import count_parameters, rebuild_model
 from kdtune.records import ALONE, BEST, DISTILLED, TEACHER, TEXTBOOK_KD, write_text
 from kdtune.teacher import Teacher
 from kdtune.training import default_device, evaluate
@@ -99,7 +99,7 @@ def _teacher_row(name: str, teacher: Teacher, dataset: Dataset) -> dict[str, Any
 
 
 def _student_cost(student: Student, dataset: Dataset) -> dict[str, Any]:
-    network = build_model(student.model, dataset.shape, len(dataset.classes), student.options)
+    network = rebuild_model(student.model, dataset.shape, len(dataset.classes), student.options)
     return _cost(network.to(dataset.labels.device).eval(), dataset.shape)
 
 

@@ -22,10 +22,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdtune.data import Batch, Dataset, Pixels, batches, read, steps_an_epoch
+from kdtune.data import Batch, Dataset, Pixels, batches, read, steps_an_epoch, stream
 from kdtune.experiment import Data, Train
 from kdtune.records import EpochRecord, write_bytes
 
+DROPOUT = 1  # this stream of (seed, epoch); the order of the images is 0
 EVALUATION_BATCH = 1024  # images of 32 x 32, see `evaluation_batch`
 
 
@@ -179,7 +180,7 @@ def train(
     steps = steps_an_epoch(len(indices), config.batch_size)
     for epoch in range(state.epoch, config.epochs):
         began = time.perf_counter()
-        torch.manual_seed((seed << 20) + epoch)  # dropout, if the model has any
+        torch.manual_seed(stream(seed, epoch, DROPOUT))  # dropout, if the model has any
         column = epoch % views
         weights = objective.begin_epoch(epoch, config.epochs, column)
         learner.train()

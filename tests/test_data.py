@@ -22,7 +22,7 @@ from torchvision.transforms.functional import normalize, pil_to_tensor
 from kdtune.data import Dataset, Images, augment, batches, load_dataset, steps_an_epoch
 from kdtune.data.datasets import split
 from kdtune.data.images import square
-from kdtune.data.views import GOLDEN, _mix, random_integers
+from kdtune.data.views import GOLDEN, _mix, random_integers, stream
 from kdtune.errors import DataError
 from kdtune.experiment import Data
 
@@ -470,6 +470,22 @@ def test_the_order_is_a_function_of_seed_and_epoch_alone(noisy: Dataset) -> None
     assert torch.equal(torch.cat(epoch_of(noisy, size=7, seed=1, epoch=2, column=3)), order)
     others = [(1, 3), (2, 2), (2, 1), (0, 2)]
     assert not any(torch.equal(torch.cat(epoch_of(noisy, 20, seed, epoch)), order) for seed, epoch in others)
+
+
+def test_seeds_that_share_their_lower_bits_give_other_orders(noisy: Dataset) -> None:
+    """torch's generator for the CPU reads 32 bits of a seed, and seeds go up to 2^31."""
+    pairs = [
+        (seed + shared, epoch) for seed in (0, 1, 1 << 12, 1 << 20, 1 << 30) for shared in (0, 5) for epoch in (0, 7)
+    ]
+    orders = {tuple(torch.cat(epoch_of(noisy, size=20, seed=seed, epoch=epoch)).tolist()) for seed, epoch in pairs}
+    assert len(orders) == len(pairs)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2**31 - 1), st.integers(0, 10**5)), min_size=2, max_size=2, unique=True))
+def test_streams_differ_in_the_bits_that_torch_reads(pairs: list[tuple[int, int]]) -> None:
+    low = {stream(*pair) % 2**32 for pair in pairs}
+    assert len(low) == 2
+    assert all(0 <= stream(*pair) < 2**64 for pair in pairs)
 
 
 def test_a_last_batch_of_one_image_is_left_out(noisy: Dataset) -> None:

@@ -132,6 +132,15 @@ def test_an_unlabelled_folder_without_images_is_named(tmp_path: Path) -> None:
         load_dataset(folder(tmp_path))
 
 
+def test_which_labels_are_kept_has_nothing_to_do_with_who_validates() -> None:
+    labels = torch.arange(400) % 2
+    everything, nobody = torch.arange(400), torch.arange(0)
+    for seed in (0, 3):
+        _, validating = split(labels, ("even", "odd"), 0.5, seed)
+        kept = keep_labels(labels, (everything, nobody), 2, 0.5, seed)
+        assert 60 < (kept[validating] >= 0).sum() < 140  # of 200, half by chance
+
+
 # --- the loss
 
 

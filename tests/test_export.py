@@ -22,7 +22,7 @@ from kdtune.export import card, export_run, export_student, load_student, run_ca
 from kdtune.models import build_model, count_parameters
 from kdtune.records import EpochRecord, TrialRecord
 from kdtune.report import latency_ms, read_summary, summarise, write_summary
-from kdtune.teacher import fingerprint
+from kdtune.teacher import fingerprint, keep
 from kdtune.training import evaluate
 from kdtune.trial import Bench, Found, Materials
 from tests.conftest import CPU, MakeExperiment
@@ -341,6 +341,50 @@ def test_an_export_whose_model_is_somebodys_code_does_not_run_it_unasked(
     with pytest.raises(ExportError, match="do not fit"):  # it makes no network
         load_student(folder, allow_code=True)
     assert called
+
+
+def test_layers_that_share_their_weights_are_exported_and_kept(
+    tmp_path: Path, make_experiment: MakeExperiment, digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = """
+from torch import nn
+
+def net(image_shape, classes):
+    layer = nn.Linear(64, 64)
+    return nn.Sequential(nn.Flatten(), layer, nn.ReLU(), layer, nn.Linear(64, classes))
+"""
+    (tmp_path / "tied_layers.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    experiment = make_experiment({"student.model": "tied_layers:net"})
+    tied = build_model("tied_layers:net", digits.shape, 10)
+    export_student(tmp_path / "student", tied.eval(), experiment, digits, "card")
+    exported = load_student(tmp_path / "student", allow_code=True)
+    assert torch.equal(exported(digits.pixels[:9]), tied(digits.normalise(digits.pixels[:9])))
+    (tmp_path / "kept").mkdir()
+    teacher = keep(tied, "tied_layers:net", {}, digits, tmp_path / "kept", trained_here=True)
+    assert torch.equal(teacher.load(CPU)(digits.normalise(digits.pixels[:9])), exported(digits.pixels[:9]))
+
+
+def test_loading_a_timm_student_or_teacher_fetches_no_weights_of_timms(
+    tmp_path: Path, make_experiment: MakeExperiment, digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import timm
+
+    def create_model(name: str, *, in_chans: int, num_classes: int, pretrained: bool = False) -> nn.Module:
+        asked.append(pretrained)
+        return nn.Sequential(nn.Flatten(), nn.Linear(64 * in_chans, num_classes))
+
+    asked: list[bool] = []
+    monkeypatch.setattr(timm, "create_model", create_model)
+    options = {"pretrained": True}
+    experiment = make_experiment({"student.model": "timm:resnet18", "student.options": options})
+    network = build_model("timm:resnet18", digits.shape, 10, options)
+    export_student(tmp_path / "student", network.eval(), experiment, digits, "card")
+    (tmp_path / "kept").mkdir()
+    teacher = keep(network, "timm:resnet18", options, digits, tmp_path / "kept", trained_here=True)
+    load_student(tmp_path / "student")
+    teacher.load(CPU)
+    assert asked == [True, False, False, False]
 
 
 # --- a run and its card

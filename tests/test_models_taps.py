@@ -55,6 +55,15 @@ def test_a_second_forward_gives_fresh_features(images: Tensor) -> None:
     assert not torch.equal(second, kept)
 
 
+def test_a_tap_before_a_relu_in_place_shows_what_the_relu_was_given(images: Tensor) -> None:
+    network = build_model("resnet8", (3, 8, 8), 5).eval()
+    _, (features,) = Tapped(network, ["layer1.0.bn1"])(images)
+    assert features.min() < 0
+    block = network.get_submodule("layer1.0")
+    _, (stem,) = Tapped(network, ["relu"])(images)
+    assert torch.equal(features, block.get_submodule("bn1")(block.get_submodule("conv1")(stem)))
+
+
 def test_features_live_no_longer_than_whoever_asked_for_them(images: Tensor) -> None:
     tapped = Tapped(build_model("cnn-8", (3, 8, 8), 5).eval(), ["blocks.0"])
     with torch.no_grad():

@@ -254,6 +254,26 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
     assert [dataclasses.replace(r, seconds=0) for r in rest] == [dataclasses.replace(r, seconds=0) for r in said[stop:]]
 
 
+class Drawing(CrossEntropy):
+    """Writes down where torch's generator stands as an epoch begins: that is what dropout draws from."""
+
+    def __init__(self) -> None:
+        self.drawn: list[float] = []
+
+    def begin_epoch(self, epoch: int, epochs: int, column: int) -> Mapping[str, float]:
+        self.drawn.append(torch.rand(()).item())
+        return {}
+
+
+def test_seeds_that_share_their_lower_bits_drop_other_units(toy: Dataset) -> None:
+    """torch's generator for the CPU reads 32 bits of a seed, and seeds go up to 2^31."""
+    config = config_of(batch_size=100, epochs=2)
+    objective = Drawing()
+    for seed in (0, 1 << 12, 1 << 24, 1 << 30):
+        run(fresh(config), toy, config, objective, seed)
+    assert len(set(objective.drawn)) == 8
+
+
 def test_closing_the_generator_stops_between_two_epochs(toy: Dataset) -> None:
     config = config_of(epochs=50)
     state = fresh(config)

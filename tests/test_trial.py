@@ -73,6 +73,20 @@ def test_a_bench_starts_every_kind_of_trial(make_experiment: MakeExperiment, mat
     assert records[-1].loss < records[0].loss
 
 
+def test_trials_with_other_taps_of_the_same_teacher_compare_those(
+    make_experiment: MakeExperiment, materials: Materials
+) -> None:
+    bench = Bench(materials, CPU)
+    one, other = (
+        make_experiment({"distill.feature_weight": 1, "student.taps": ["blocks.0"], "teacher.taps": [tap]})
+        for tap in ("blocks.0", "blocks.1")
+    )
+    assert bench.tapped_teacher(one).taps == ("blocks.0",)
+    assert bench.tapped_teacher(other).taps == ("blocks.1",)
+    student = make_experiment({"distill.feature_weight": 1, "student.model": "cnn-12", "teacher.taps": ["blocks.1"]})
+    assert bench.tapped_teacher(student) is bench.tapped_teacher(other)  # loaded once, whoever learns from it
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_trial_twice_is_the_same_bit_for_bit(
     make_experiment: MakeExperiment, materials: Materials, kind: str

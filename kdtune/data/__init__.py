@@ -4,7 +4,7 @@ from kdtune.data.batches import Batch, batches, steps_an_epoch
 from kdtune.data.datasets import DATASETS, Dataset, affine, load_dataset
 from kdtune.data.images import ImageFiles, Images, Pixels
 from kdtune.data.reading import read
-from kdtune.data.views import augment
+from kdtune.data.views import augment, stream
 
 __all__ = [
     "DATASETS",
@@ -19,4 +19,5 @@ __all__ = [
     "load_dataset",
     "read",
     "steps_an_epoch",
+    "stream",
 ]

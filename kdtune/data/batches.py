@@ -13,8 +13,10 @@ from torch import Tensor
 
 from kdtune.data.datasets import Dataset
 from kdtune.data.reading import read
+from kdtune.data.views import stream
 from kdtune.experiment import Data
 
+ORDER = 0  # this stream of (seed, epoch)
 SMALLEST_BATCH = 2  # BatchNorm cannot train on one image
 
 
@@ -38,7 +40,7 @@ def batches(
     dataset: Dataset, config: Data, indices: Tensor, *, size: int, column: int, seed: int, epoch: int
 ) -> Iterator[Batch]:
     """One shuffled epoch over `indices` [F], augmented as view `column`."""
-    generator = torch.Generator().manual_seed((seed << 20) + epoch)
+    generator = torch.Generator().manual_seed(stream(seed, epoch, ORDER))
     order = indices[torch.randperm(len(indices), generator=generator).to(indices.device)]
     chunks = torch.split(order, size)[: steps_an_epoch(len(order), size)]
     for chosen, views in zip(chunks, read(dataset.images, chunks, column, config), strict=True):

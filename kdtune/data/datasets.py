@@ -20,12 +20,13 @@ from kdtune.data.folders import FOLDERS
 from kdtune.data.images import ImageFiles, Images, Pixels
 from kdtune.data.published import NORMALISATION, PUBLISHED
 from kdtune.data.reading import read
+from kdtune.data.views import stream
 from kdtune.errors import DataError
 from kdtune.experiment import Data
 
 DIGITS_TEST_SHARE = 0.25
 TEST_SEED = 0  # digits' test images are the same whatever the experiment's split_seed
-KEPT_SEED = 1 << 40  # added to split_seed: which labels are kept has nothing to do with who validates
+KEPT_LABELS = 0  # this stream of split_seed: which labels are kept has nothing to do with who validates
 MEASURED_FILES = 1024  # images on disk that mean and standard deviation are measured on
 
 
@@ -147,7 +148,7 @@ def keep_labels(labels: Tensor, parts: tuple[Tensor, Tensor], classes: int, shar
     """
     if share == 1:
         return labels
-    generator = torch.Generator().manual_seed(seed + KEPT_SEED)
+    generator = torch.Generator().manual_seed(stream(seed, KEPT_LABELS))
     given = torch.full_like(labels, -1)
     for least, part in zip((1, 0), parts, strict=True):
         for label in range(classes):

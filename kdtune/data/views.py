@@ -53,14 +53,24 @@ def _mix_integer(x: int) -> int:
     return x ^ (x >> 31)
 
 
+def stream(*parts: int) -> int:
+    """A seed in 64 bits for a generator of random numbers: other whole numbers, or in another order, another stream.
+
+    Every bit depends on every part, since torch's generator for the CPU reads only the lower 32 of a seed: a sum of
+    shifted parts would lose the upper ones.
+    """
+    key = 0
+    for part in parts:  # mixed one after the other: a sum would make (1, 0) the same as (0, 1)
+        key = _mix_integer((key + (part + 1) * GOLDEN) & WORD)
+    return key
+
+
 def random_integers(seed: int, column: int, indices: Tensor, draw: int, bound: int) -> Tensor:
     """Integers [B] in 0..bound-1, one an image; `draw` tells several numbers of one view apart.
 
     Uses the top 32 bits, scaled: the bias is below bound / 2^32.
     """
-    key = 0
-    for part in (seed, column, draw):  # mixed one after the other: a sum would make (1, 0) the same as (0, 1)
-        key = _mix_integer((key + (part + 1) * GOLDEN) & WORD)
+    key = stream(seed, column, draw)
     bits = _mix((indices + 1) * GOLDEN ^ _signed(key))
     return (_shift_right(_mix(bits + _signed(key)), 32) * bound) >> 32
 

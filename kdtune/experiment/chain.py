@@ -24,7 +24,7 @@ def teachers_of_students(experiment: Experiment) -> list[str]:
     names += [str(option) for p in parameters if p.path == space.TEACHER for option in p.options]
     for changes in experiment.final.rows.values():
         changed, alone = row(experiment, changes)
-        names += [] if alone else [changed.teacher_name]
+        names += [] if alone or changed.own_teacher.peers else [changed.teacher_name]
     return list(dict.fromkeys(names))
 
 

@@ -12,7 +12,7 @@ A model takes images [B, C, H, W] and gives logits [B, classes]. `name` is one o
 from kdtune.models.ghost import check_model, stages, tap_shapes
 from kdtune.models.parts import ImageShape
 from kdtune.models.taps import Tapped, stages_of
-from kdtune.models.zoo import MODELS, build_model, count_parameters, options_of
+from kdtune.models.zoo import MODELS, build_model, count_parameters, options_of, rebuild_model
 
 __all__ = [
     "MODELS",
@@ -22,6 +22,7 @@ __all__ = [
     "check_model",
     "count_parameters",
     "options_of",
+    "rebuild_model",
     "stages",
     "stages_of",
     "tap_shapes",

@@ -41,8 +41,8 @@ class Tapped(nn.Module):
             modules[tap].register_forward_hook(partial(self._catch, tap))
 
     def _catch(self, tap: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        if self._catching:
-            self._caught[tap] = output
+        if self._catching:  # a copy: a ReLU in place that follows would write into what the tapped module gave
+            self._caught[tap] = output.clone() if isinstance(output, Tensor) else output
 
     def forward(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         self._catching = True

@@ -23,6 +23,7 @@ from kdtune.models.resnext import CifarResNeXt
 from kdtune.models.torchvision_resnet import torchvision_resnet
 from kdtune.models.vgg import VGG
 
+OWN_WEIGHTS = ("pretrained", "checkpoint_path")  # options of timm's that load weights
 NARROW, WIDE = (16, 16, 32, 64), (32, 64, 128, 256)
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -93,6 +94,16 @@ def build_model(
         return MODELS[name](image_shape, classes, **options)
     except ModelError as error:
         raise ModelError(f"{name} {error}") from None
+
+
+def rebuild_model(
+    name: str, image_shape: ImageShape, classes: int, options: Mapping[str, object] | None = None
+) -> nn.Module:
+    """`build_model` for weights that are loaded right afterwards: timm is not asked for its own, and fetches none."""
+    options = dict(options or {})
+    if name.startswith("timm:"):
+        options = {key: value for key, value in options.items() if key not in OWN_WEIGHTS}
+    return build_model(name, image_shape, classes, options)
 
 
 def options_of(name: str) -> tuple[str, ...]:

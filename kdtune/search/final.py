@@ -20,6 +20,7 @@ from kdtune.errors import RunError
 from kdtune.experiment import Experiment, row, textbook
 from kdtune.records import ALONE, BEST, DISTILLED, TEXTBOOK_KD, append_line, mend, read_lines, write_bytes
 from kdtune.search.session import Slots
+from kdtune.teacher import weights_of
 from kdtune.training import evaluate
 from kdtune.trial import Bench, Materials
 
@@ -50,8 +51,7 @@ class FinalWorker:
             pass
         network, dataset = trial.student.network, self.bench.dataset
         if keep_weights:
-            weights = {key: tensor.cpu().contiguous() for key, tensor in network.state_dict().items()}
-            write_bytes(folder / WEIGHTS, safetensors.torch.save(weights))
+            write_bytes(folder / WEIGHTS, safetensors.torch.save(weights_of(network)))
         test = evaluate(network, dataset, dataset.test.images, dataset.test.labels)
         state.unlink(missing_ok=True)
         return {

@@ -8,7 +8,7 @@ finds it instead of training it again. Assistants are students first: the room `
 """
 
 from kdtune.teacher.checkpoints import fit_weights, read_weights
-from kdtune.teacher.kept import Ensemble, Teacher, check_it_has_learned, find, fingerprint, keep
+from kdtune.teacher.kept import Ensemble, Teacher, check_it_has_learned, find, fingerprint, keep, weights_of
 from kdtune.teacher.obtaining import Plan, brought_along, diverged, ensemble, own_views, recipe, store_of, trained
 
 __all__ = [
@@ -28,4 +28,5 @@ __all__ = [
     "recipe",
     "store_of",
     "trained",
+    "weights_of",
 ]

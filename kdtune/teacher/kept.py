@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from kdtune.data import Dataset
 from kdtune.errors import TeacherError
-from kdtune.models import build_model
+from kdtune.models import rebuild_model
 from kdtune.records import write_bytes, write_text
 from kdtune.teacher.checkpoints import fit_weights
 from kdtune.training import evaluate
@@ -48,7 +48,7 @@ class Teacher:
                 raise TeacherError(
                     f"{self.folder}: teacher.safetensors is not what teacher.json describes; remove the folder"
                 )
-            network = build_model(self.model, self.image_shape, self.classes, self.options)
+            network = rebuild_model(self.model, self.image_shape, self.classes, self.options)
             fit_weights(network, weights, f"{self.folder} into {self.model} (its code has changed? Remove the folder)")
         return network.to(device).eval().requires_grad_(requires_grad=False)
 
@@ -81,6 +81,12 @@ def fingerprint(name: str, weights: Mapping[str, Tensor], options: Mapping[str, 
     return digest.hexdigest()
 
 
+def weights_of(network: nn.Module) -> dict[str, Tensor]:
+    """The state dict on the CPU, each tensor in memory of its own: safetensors refuses layers that share theirs."""
+    state = network.state_dict()
+    return {key: t.detach().cpu().clone(memory_format=torch.contiguous_format) for key, t in state.items()}
+
+
 def find(folder: Path) -> Teacher | None:
     """The teacher kept in a folder, if it is whole."""
     try:
@@ -102,7 +108,7 @@ def keep(
     network: nn.Module, name: str, options: Mapping[str, Any], dataset: Dataset, folder: Path, *, trained_here: bool
 ) -> Teacher:
     """Measures a network on the validation images and keeps it."""
-    weights = {key: tensor.cpu().contiguous() for key, tensor in network.state_dict().items()}
+    weights = weights_of(network)
     write_bytes(folder / "teacher.safetensors", safetensors.torch.save(weights))
     return _describe(folder, network, dataset, name, fingerprint(name, weights, options), options, (), trained_here)
 

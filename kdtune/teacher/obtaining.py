@@ -18,7 +18,7 @@ from kdtune.data import Dataset
 from kdtune.errors import TeacherError
 from kdtune.experiment import Data, Distill, Experiment
 from kdtune.experiment import Teacher as Section
-from kdtune.models import build_model
+from kdtune.models import build_model, rebuild_model
 from kdtune.records import EpochRecord, locked
 from kdtune.teacher.checkpoints import fit_weights, read_weights
 from kdtune.teacher.kept import Teacher, find, fingerprint, fingerprint_together, keep, keep_ensemble
@@ -54,6 +54,8 @@ def recipe(
     fields = {"augment", "crop_padding", "crop_scale", "validation", "split_seed", "view_seed"}
     if config.labels == "kept" or taught_by is not None:
         fields |= {"labels_kept", "unlabelled"}
+    if taught_by is not None and data.views != "auto":
+        fields |= {"views"}
     decides = {
         "dataset": dataset.fingerprint,
         "mean": dataset.mean,
@@ -152,7 +154,7 @@ def _read_network(name: str, config: Section, dataset: Dataset) -> nn.Module:
     assert config.weights is not None
     assert config.model is not None
     path = Path(config.weights)
-    network = build_model(config.model, dataset.shape, len(dataset.classes), config.options)
+    network = rebuild_model(config.model, dataset.shape, len(dataset.classes), config.options)
     weights = read_weights(path, f"{name}.weights")
     fit_weights(network, weights, f"{name}: {path} into {config.model} for {len(dataset.classes)} classes")
     return network

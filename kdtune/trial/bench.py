@@ -33,7 +33,7 @@ class Bench:
         self.device = device
         self.dataset = materials.dataset.to(device)
         self._caches: dict[str, LogitCache] = {}
-        self._teachers: dict[tuple[str, str], Tapped] = {}
+        self._teachers: dict[tuple[str, tuple[str, ...] | None], Tapped] = {}
 
     def cache(self, teacher: str) -> LogitCache:
         """Of a teacher by name; opened once."""
@@ -44,7 +44,7 @@ class Bench:
     def tapped_teacher(self, experiment: Experiment) -> Tapped:
         """The live teacher; loaded once for all trials with the same taps."""
         name = experiment.teacher_name
-        key = (name, experiment.student.model_dump_json())
+        key = (name, experiment.own_teacher.taps)
         if key not in self._teachers:
             self._teachers[key] = tap_teacher(experiment, self.materials.teachers[name].load(self.device))
         return self._teachers[key]
