@@ -361,7 +361,7 @@ def net(image_shape, classes):
     exported = load_student(tmp_path / "student", allow_code=True)
     assert torch.equal(exported(digits.pixels[:9]), tied(digits.normalise(digits.pixels[:9])))
     (tmp_path / "kept").mkdir()
-    teacher = keep(tied, "tied_layers:net", {}, digits, tmp_path / "kept", trained_here=True)
+    teacher = keep(tied, "tied_layers:net", {}, digits, tmp_path / "kept", depth=1)
     assert torch.equal(teacher.load(CPU)(digits.normalise(digits.pixels[:9])), exported(digits.pixels[:9]))
 
 
@@ -381,7 +381,7 @@ def test_loading_a_timm_student_or_teacher_fetches_no_weights_of_timms(
     network = build_model("timm:resnet18", digits.shape, 10, options)
     export_student(tmp_path / "student", network.eval(), experiment, digits, "card")
     (tmp_path / "kept").mkdir()
-    teacher = keep(network, "timm:resnet18", options, digits, tmp_path / "kept", trained_here=True)
+    teacher = keep(network, "timm:resnet18", options, digits, tmp_path / "kept", depth=1)
     load_student(tmp_path / "student")
     teacher.load(CPU)
     assert asked == [True, False, False, False]

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from kdtune import training
 from kdtune.data import Dataset, batches, load_dataset
-from kdtune.distill import distill, feature_student, live, logit_student, tap_teacher
+from kdtune.distill import distill, feature_student, live, logit_student, student_alone, tap_teacher
 from kdtune.errors import TeacherError
 from kdtune.experiment import Experiment
 from kdtune.experiment.chain import assistant
 from kdtune.models import Tapped, build_model
 from kdtune.records import EpochRecord
-from kdtune.teacher import Ensemble, Teacher, own_views
+from kdtune.teacher import Ensemble, Teacher, own_seed, own_views
 from kdtune.trial import Bench, Silent, locate, obtain, prepare, views_needed
 from tests.conftest import CPU, MakeExperiment
 
@@ -59,14 +59,15 @@ def test_an_assistant_is_the_student_that_its_teacher_would_have_by_hand(
     assert list(teachers) == ["large", "teacher"]
 
     child = assistant(experiment, "teacher")
-    by_hand = child.model_copy(update={"data": own_views(child.data)})
+    by_hand = child.model_copy(update={"data": own_views(child.data, depth=2)})
     network = teachers["large"].load(CPU)
+    seed = own_seed(experiment.own_teacher)
     student = (
-        feature_student(by_hand, digits, tap_teacher(by_hand, network), 4, CPU)
+        feature_student(by_hand, digits, tap_teacher(by_hand, network), seed, CPU)
         if feature_weight
-        else logit_student(by_hand, digits, live(Tapped(network, ())), 4, CPU)
+        else logit_student(by_hand, digits, live(Tapped(network, ())), seed, CPU)
     )
-    records = list(distill(student, by_hand, digits, seed=4))
+    records = list(distill(student, by_hand, digits, seed=seed))
     assert [record.temperature for record in records] == [3, 1]
     assert same(weights(teachers["teacher"]), student.network.state_dict())
     assert teachers["teacher"].val_accuracy == records[-1].val_accuracy
@@ -168,6 +169,29 @@ def test_an_assistant_that_diverges_is_named_with_its_learning_rate(
     wild = {**ASSISTANT, "train": {**SHORT, "optimizer": "sgd", "learning_rate": 1e25}}
     with pytest.raises(TeacherError, match=r"cnn-16-32\) diverged in epoch 1; lower its train\.learning_rate"):
         obtain(with_teachers(make_experiment, wild), digits, CPU, nobody)
+
+
+def test_a_teacher_does_not_start_from_the_weights_of_a_student_of_its_architecture_and_seed(
+    make_experiment: MakeExperiment, digits: Dataset
+) -> None:
+    experiment = make_experiment({"teacher": {**LARGE, "seed": 3}, "student.model": LARGE["model"]})
+    torch.manual_seed(own_seed(experiment.own_teacher))
+    network = build_model(str(LARGE["model"]), digits.shape, 10)
+    student = student_alone(experiment, digits, 3, CPU).network
+    assert not same(network.state_dict(), student.state_dict())
+
+
+def test_nobody_trains_on_the_views_that_their_teacher_was_trained_on(
+    make_experiment: MakeExperiment, digits: Dataset
+) -> None:
+    chain = {"large": LARGE, "middle": {**ASSISTANT, "model": "cnn-8-16"}, "both": {"ensemble": ["large", "middle"]}}
+    experiment = make_experiment({"teachers": chain, "teacher": {**ASSISTANT, "taught_by": "both"}})
+    teachers = obtain(experiment, digits, CPU, nobody)
+    depths = {name: teacher.depth for name, teacher in teachers.items()}
+    assert depths == {"large": 1, "middle": 2, "both": 2, "teacher": 3}
+    seeds = {own_views(experiment.data, depth).view_seed for depth in range(4)}
+    assert len(seeds) == 4
+    assert own_views(experiment.data, 0).view_seed == experiment.data.view_seed  # what students see
 
 
 # --- generations

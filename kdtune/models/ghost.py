@@ -68,7 +68,9 @@ def _try(
 ) -> T:
     """`use` of the model and one image, on the meta device; where that fails for a foreign model, on the CPU."""
     foreign = ":" in name
-    wanted = {key: value for key, value in (options or {}).items() if not (foreign and key == "pretrained")}
+    wanted = {
+        key: value for key, value in (options or {}).items() if not (name.startswith("timm:") and key == "pretrained")
+    }
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
             return _try_on("meta", name, image_shape, classes, wanted, use)

@@ -9,7 +9,17 @@ finds it instead of training it again. Assistants are students first: the room `
 
 from kdtune.teacher.checkpoints import fit_weights, read_weights
 from kdtune.teacher.kept import Ensemble, Teacher, check_it_has_learned, find, fingerprint, keep, weights_of
-from kdtune.teacher.obtaining import Plan, brought_along, diverged, ensemble, own_views, recipe, store_of, trained
+from kdtune.teacher.obtaining import (
+    Plan,
+    brought_along,
+    diverged,
+    ensemble,
+    own_seed,
+    own_views,
+    recipe,
+    store_of,
+    trained,
+)
 
 __all__ = [
     "Ensemble",
@@ -23,6 +33,7 @@ __all__ = [
     "fingerprint",
     "fit_weights",
     "keep",
+    "own_seed",
     "own_views",
     "read_weights",
     "recipe",

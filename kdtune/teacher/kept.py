@@ -35,6 +35,7 @@ class Teacher:
     fingerprint: str  # SHA-256 of architecture and weights
     val_accuracy: float
     trained_here: bool  # if not, it may have seen the validation images
+    depth: int = 0  # 1 if it was trained here on labels, one more than its own teacher if it is an assistant
     options: Mapping[str, Any] = field(default_factory=dict)  # whatever the model takes
     members: tuple["Teacher", ...] = ()  # of an ensemble
 
@@ -105,20 +106,39 @@ def find(folder: Path) -> Teacher | None:
 
 
 def keep(
-    network: nn.Module, name: str, options: Mapping[str, Any], dataset: Dataset, folder: Path, *, trained_here: bool
+    network: nn.Module, name: str, options: Mapping[str, Any], dataset: Dataset, folder: Path, *, depth: int
 ) -> Teacher:
-    """Measures a network on the validation images and keeps it."""
+    """Measures a network on the validation images and keeps it; a `depth` of 0 is a network brought along."""
     weights = weights_of(network)
     write_bytes(folder / "teacher.safetensors", safetensors.torch.save(weights))
-    return _describe(folder, network, dataset, name, fingerprint(name, weights, options), options, (), trained_here)
+    teacher = Teacher(
+        folder=str(folder),
+        model=name,
+        image_shape=dataset.shape,
+        classes=len(dataset.classes),
+        fingerprint=fingerprint(name, weights, options),
+        val_accuracy=_accuracy(network, dataset),
+        trained_here=depth > 0,
+        depth=depth,
+        options=dict(options),
+    )
+    return _describe(teacher)
 
 
 def keep_ensemble(members: Sequence[Teacher], dataset: Dataset, folder: Path, device: torch.device) -> Teacher:
     """Several kept teachers as one, measured together."""
-    network = Ensemble([member.load(device) for member in members])
-    name = " + ".join(member.model for member in members)
-    trained_here = all(member.trained_here for member in members)
-    return _describe(folder, network, dataset, name, fingerprint_together(members), {}, tuple(members), trained_here)
+    teacher = Teacher(
+        folder=str(folder),
+        model=" + ".join(member.model for member in members),
+        image_shape=dataset.shape,
+        classes=len(dataset.classes),
+        fingerprint=fingerprint_together(members),
+        val_accuracy=_accuracy(Ensemble([member.load(device) for member in members]), dataset),
+        trained_here=all(member.trained_here for member in members),
+        depth=max(member.depth for member in members),
+        members=tuple(members),
+    )
+    return _describe(teacher)
 
 
 def fingerprint_together(members: Sequence[Teacher]) -> str:
@@ -126,31 +146,15 @@ def fingerprint_together(members: Sequence[Teacher]) -> str:
     return hashlib.sha256("\0".join(member.fingerprint for member in members).encode()).hexdigest()
 
 
-def _describe(
-    folder: Path,
-    network: nn.Module,
-    dataset: Dataset,
-    name: str,
-    print_: str,
-    options: Mapping[str, Any],
-    members: tuple[Teacher, ...],
-    trained_here: bool,
-) -> Teacher:
-    validation = evaluate(network, dataset, dataset.images, dataset.labels, dataset.validation)
-    teacher = Teacher(
-        folder=str(folder),
-        model=name,
-        image_shape=dataset.shape,
-        classes=len(dataset.classes),
-        fingerprint=print_,
-        val_accuracy=validation.accuracy,
-        trained_here=trained_here,
-        options=dict(options),
-        members=members,
-    )
-    known = {**asdict(teacher), "members": [member.folder for member in members]}
+def _accuracy(network: nn.Module, dataset: Dataset) -> float:
+    return evaluate(network, dataset, dataset.images, dataset.labels, dataset.validation).accuracy
+
+
+def _describe(teacher: Teacher) -> Teacher:
+    """Writes teacher.json, which makes the folder whole."""
+    known = {**asdict(teacher), "members": [member.folder for member in teacher.members]}
     del known["folder"]
-    write_text(folder / "teacher.json", json.dumps(known, indent=2))
+    write_text(Path(teacher.folder) / "teacher.json", json.dumps(known, indent=2))
     return teacher
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from kdtune.data import Dataset
+from kdtune.data import Dataset, stream
 from kdtune.errors import TeacherError
 from kdtune.experiment import Data, Distill, Experiment
 from kdtune.experiment import Teacher as Section
@@ -25,6 +25,7 @@ from kdtune.teacher.kept import Teacher, find, fingerprint, fingerprint_together
 from kdtune.training import CrossEntropy, load_state, new_state, save_state, train
 
 OWN_VIEWS = 1 << 32  # added to view_seed: the cache asks about views on which the teacher was not trained
+OF_TEACHERS = 2  # this stream of a seed
 SAVE_EVERY_S = 30.0
 OnEpoch = Callable[[EpochRecord], None]
 
@@ -34,9 +35,17 @@ def store_of(experiment: Experiment) -> Path:
     return Path(experiment.storage).resolve() / ".teachers"
 
 
-def own_views(data: Data) -> Data:
-    """The data section with views that no student of the experiment sees; new ones every epoch, since none is kept."""
-    return data.model_copy(update={"view_seed": data.view_seed + OWN_VIEWS, "views": "auto"})
+def own_views(data: Data, depth: int) -> Data:
+    """The data section with views that neither students nor a teacher of another `depth` trains on.
+
+    New ones every epoch, since none is kept: a teacher is asked only about views that it was not trained on.
+    """
+    return data.model_copy(update={"view_seed": data.view_seed + depth * OWN_VIEWS, "views": "auto"})
+
+
+def own_seed(config: Section) -> int:
+    """A teacher's weights and order: other ones than a student of the same architecture and seed has."""
+    return stream(config.seed, OF_TEACHERS)
 
 
 def recipe(
@@ -101,7 +110,7 @@ def _train(
     config: Section, data: Data, dataset: Dataset, device: torch.device, folder: Path, on_epoch: OnEpoch
 ) -> Teacher:
     assert config.model is not None
-    torch.manual_seed(config.seed)
+    torch.manual_seed(own_seed(config))
     network = build_model(config.model, dataset.shape, len(dataset.classes), config.options)
     state = new_state(network, config.train, device)
     unfinished = folder / "training.pt"
@@ -114,10 +123,10 @@ def _train(
         state,
         CrossEntropy(),
         known,
-        own_views(data),
+        own_views(data, depth=1),
         config.train,
         known.training_indices(data, whole=False, labelled_only=True),
-        seed=config.seed,
+        seed=own_seed(config),
         views=config.train.epochs,
         validate=True,
     )
@@ -129,7 +138,7 @@ def _train(
         if state.epoch < last and time.monotonic() - saved > SAVE_EVERY_S:
             save_state(unfinished, state.state_dict())
             saved = time.monotonic()
-    teacher = keep(network, config.model, config.options, dataset, folder, trained_here=True)
+    teacher = keep(network, config.model, config.options, dataset, folder, depth=1)
     unfinished.unlink(missing_ok=True)
     return teacher
 
@@ -146,7 +155,7 @@ def brought_along(name: str, config: Section, data: Data, dataset: Dataset, stor
     network = _read_network(name, config, dataset)
     model, options = str(config.model), config.options
     folder = store / task(fingerprint(model, network.state_dict(), options), data, dataset)
-    return Plan(folder, lambda folder: keep(network.to(device), model, options, dataset, folder, trained_here=False))
+    return Plan(folder, lambda folder: keep(network.to(device), model, options, dataset, folder, depth=0))
 
 
 def _read_network(name: str, config: Section, dataset: Dataset) -> nn.Module:

@@ -30,6 +30,7 @@ from kdtune.teacher import (
     ensemble,
     find,
     keep,
+    own_seed,
     own_views,
     recipe,
     store_of,
@@ -136,10 +137,11 @@ def _train(
 ) -> Teacher:
     """An assistant, trained from a live teacher; a resumed run takes up where it stopped."""
     assert config.model is not None
-    experiment = experiment.model_copy(update={"data": own_views(experiment.data)})
+    experiment = experiment.model_copy(update={"data": own_views(experiment.data, teacher.depth + 1)})
     known = dataset if config.labels == "kept" else dataset.with_all_labels()
-    student = _student(experiment, known, teacher, config.seed, device)
-    trial = Trial(student, experiment, known, seed=config.seed)
+    seed = own_seed(config)
+    student = _student(experiment, known, teacher, seed, device)
+    trial = Trial(student, experiment, known, seed=seed)
     unfinished = folder / "training.pt"
     for record in trial.resumable(unfinished):
         on_epoch(record)
@@ -147,7 +149,7 @@ def _train(
             raise diverged(config, record)
         if record.epoch == config.stop_at:
             break
-    kept = keep(student.network, config.model, config.options, dataset, folder, trained_here=True)
+    kept = keep(student.network, config.model, config.options, dataset, folder, depth=teacher.depth + 1)
     unfinished.unlink(missing_ok=True)
     return kept
 
