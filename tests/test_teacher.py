@@ -515,6 +515,6 @@ def test_a_teacher_whose_code_has_changed_is_refused(
     digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = keep(build_model("cnn-8", digits.shape, 10), "cnn-8", {}, digits, tmp_path, depth=1)
-    monkeypatch.setattr("kdtune.teacher.kept.build_model", lambda *_: build_model("cnn-12", digits.shape, 10))
+    monkeypatch.setattr("kdtune.teacher.kept.rebuild_model", lambda *_: build_model("cnn-12", digits.shape, 10))
     with pytest.raises(TeacherError, match="its code has changed"):
         kept.load(CPU)
