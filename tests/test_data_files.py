@@ -114,7 +114,7 @@ def test_imagenet_without_crops_is_the_plain_image_perhaps_mirrored(dataset: Dat
     assert torch.equal(views, torch.where(mirrored[:, None, None, None], plain.flip(3), plain))
 
 
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("workers", [1, 2])
 def test_a_view_is_the_same_in_any_batch_any_order_and_any_process(
     dataset: Dataset, config: Data, workers: int
 ) -> None:

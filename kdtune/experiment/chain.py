@@ -94,8 +94,8 @@ def next_generation(experiment: Experiment, name: str) -> Experiment:
     config = experiment.all_teachers[name]
     before = Teacher(model=config.model, options=config.options, taps=config.taps)
     again = config.model_copy(update={"taught_by": BEFORE})
-    alone = {"teachers": {BEFORE: before, name: again}, "teacher": BEFORE}
-    return assistant(experiment.model_copy(update=alone), name)
+    two = {"teachers": {BEFORE: before, name: again}, "teacher": BEFORE}
+    return assistant(experiment.model_copy(update=two), name)
 
 
 def searched_assistants(experiment: Experiment) -> list[str]:

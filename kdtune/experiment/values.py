@@ -18,6 +18,7 @@ from kdtune.experiment.search import Stopper
 from kdtune.experiment.wording import problem, short
 
 ROW_SECTIONS = ("train", "distill", "teacher", "student")
+EXAMPLES = {"train": "train.epochs", "distill": "distill.alpha", "student": "student.model"}
 SCHEDULED = frozenset(name for name, info in Distill.model_fields.items() if info.annotation is Schedule)
 
 
@@ -76,12 +77,9 @@ def _not_for_a_row(values: Mapping[str, object], *, alone: bool) -> Iterator[Pro
         elif section == "teacher" and (fields or not isinstance(value, str)):
             yield Problem(path, "a row takes another teacher by its name (or null): describe that one in `teachers`")
         elif section != "teacher" and not fields:
-            yield Problem(path, f"given {short(value)}, expected a field of the section, such as {_EXAMPLES[section]}")
+            yield Problem(path, f"given {short(value)}, expected a field of the section, such as {EXAMPLES[section]}")
         elif alone and section == "distill":
             yield Problem(path, "has no effect on a student alone (teacher: null)")
-
-
-_EXAMPLES = {"train": "train.epochs", "distill": "distill.alpha", "student": "student.model"}
 
 
 def _without_effect(changed: Experiment, values: Mapping[str, object]) -> Iterator[Problem]:
