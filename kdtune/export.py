@@ -231,7 +231,7 @@ def _table_row(row: Mapping[str, Any]) -> str:
     spread = "" if row["std"] is None else f" ± {row['std']:.4f}"
     return (
         f"| {row['name'].replace('|', BAR)} | {row['model']} | {row['mean']:.4f}{spread} | {len(row['test_accuracy'])} "
-        f"| {row['parameters']:,} | {row['size_mb']:.2f} | {row['latency_ms']:.2f} |"
+        f"| {row['parameters']:,} | {row['size_mb']:.4g} | {row['latency_ms']:.2f} |"
     )
 
 

@@ -279,11 +279,15 @@ def results_table(summary: Mapping[str, Any]) -> Table:
             "" if row["std"] is None else f"{row['std']:.2%}",
             str(len(row["test_accuracy"])),
             f"{row['parameters']:,}",
-            f"{row['size_mb']:.2f} MB",
+            _size(row["size_mb"]),
             f"{row['latency_ms']:.2f} ms",
             style=style,
         )
     return table
+
+
+def _size(megabytes: float) -> str:
+    return f"{megabytes:,.1f} MB" if megabytes >= 1 else f"{megabytes * 1000:.1f} kB"
 
 
 def verdict(summary: Mapping[str, Any]) -> str:
