@@ -18,7 +18,7 @@ from kdtune.experiment.chain import assistant
 from kdtune.models import Tapped, build_model
 from kdtune.records import EpochRecord
 from kdtune.teacher import Ensemble, Teacher, own_seed, own_views
-from kdtune.trial import Bench, Silent, locate, obtain, prepare, views_needed
+from kdtune.trial import Bench, Silent, locate, obtain, prepare
 from tests.conftest import CPU, MakeExperiment
 
 SHORT = {"epochs": 2, "batch_size": 32, "optimizer": "adamw", "learning_rate": 0.02}
@@ -337,80 +337,3 @@ def test_a_teacher_learns_from_the_labels_that_it_is_given(
     obtain(experiment, dataset, CPU, nobody)
     known = dataset.fit if labels == "all" else dataset.fit[dataset.given[dataset.fit] >= 0]
     assert seen == set(known.tolist())
-
-
-# --- what a search prepares
-
-
-def test_there_is_a_cache_for_each_teacher_of_students_and_none_for_others(make_experiment: MakeExperiment) -> None:
-    experiment = make_experiment(
-        {
-            "teachers": {"large": LARGE, "mid": {**ASSISTANT, "train": {**SHORT, "epochs": 5}}},
-            "teacher": "mid",
-            "final": {"rows": {"online": {"teacher": "peers"}, "longer": {"train.epochs": 4}}},
-            "teachers.peers": {"peers": ["cnn-8"]},
-        }
-    )
-    materials = prepare(experiment, CPU, Silent())
-    assert list(materials.teachers) == ["large", "mid"]
-    assert list(materials.caches) == ["mid"]
-    assert views_needed(experiment) == 4  # of the row, not of the assistant
-    assert Bench(materials, CPU).cache("mid").manifest.views == 4
-
-
-def test_a_bench_starts_peers_without_a_teacher_and_anybody_alone(make_experiment: MakeExperiment) -> None:
-    experiment = make_experiment({"teacher": {"peers": ["cnn-8", "cnn-4-8"]}})
-    materials = prepare(experiment, CPU, Silent())
-    assert (materials.teachers, materials.caches) == ({}, {})
-    bench = Bench(materials, CPU)
-    together = list(bench.start(experiment, seed=0).records)[-1]
-    assert together.terms.keys() == {"cross_entropy", "distillation"}
-    assert list(bench.start(experiment, seed=0, alone=True).records)[-1].terms.keys() == {"cross_entropy"}
-
-
-def test_trials_under_two_teachers_learn_from_each(make_experiment: MakeExperiment) -> None:
-    experiment = make_experiment(
-        {
-            "teachers": {"large": LARGE, "other": {**LARGE, "seed": 1}},
-            "teacher": "large",
-            "search.space": {"teacher": {"choice": ["large", "other"]}},
-        }
-    )
-    bench = Bench(prepare(experiment, CPU, Silent()), CPU)
-    losses = [
-        next(bench.start(experiment.model_copy(update={"teacher": name}), seed=0).records).loss
-        for name in ("large", "other", "large")
-    ]
-    assert losses[0] == losses[2] != losses[1]
-
-
-def test_students_of_few_labels_learn_from_every_image_unless_told_otherwise(make_experiment: MakeExperiment) -> None:
-    counts = {}
-    for unlabelled in ("distil", "ignore"):
-        experiment = make_experiment(
-            {"teacher": LARGE, "data.labels_kept": 0.3, "data.unlabelled": unlabelled, "train.batch_size": 32}
-        )
-        materials = prepare(experiment, CPU, Silent())
-        dataset = materials.dataset
-        seen: set[int] = set()
-        bench = Bench(materials, CPU)
-        with pytest.MonkeyPatch.context() as patch:
-
-            def watched(*arguments: Any, seen: set[int] = seen, **named: Any) -> Any:
-                for batch in batches(*arguments, **named):
-                    seen.update(batch.indices.tolist())
-                    yield batch
-
-            patch.setattr(training, "batches", watched)
-            next(bench.start(experiment, seed=0).records)
-            counts[unlabelled] = len(seen)
-            seen.clear()
-            next(bench.start(experiment, seed=0, alone=True).records)
-            counts[f"{unlabelled}, alone"] = len(seen)
-    labelled = int((dataset.given[dataset.fit] >= 0).sum())
-    assert counts == {
-        "distil": len(dataset.fit),
-        "distil, alone": labelled,
-        "ignore": labelled,
-        "ignore, alone": labelled,
-    }

@@ -63,7 +63,8 @@ def test_what_another_search_has_found_is_not_taken(
 def test_the_students_own_settings_do_not_matter_to_an_assistants_search(
     over: Experiment, make_experiment: MakeExperiment
 ) -> None:
-    with_assistants(with_a_search(make_experiment, train__epochs=1, student__model="cnn-12"))
+    other = with_assistants(with_a_search(make_experiment, train__epochs=1, student__model="cnn-12"))
+    assert other.all_teachers == with_assistants(over).all_teachers
 
 
 def test_features_of_generations_are_checked_before_the_first_is_trained(
