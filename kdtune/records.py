@@ -17,12 +17,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from kdtune.errors import RunError
 
 # Rows of the results table, and who a run of the final stage is for.
 TEACHER, ALONE, TEXTBOOK_KD, BEST = "teacher", "student alone", "textbook KD", "best"
+PART = ".part"  # ends the name of a file that is not whole yet
 DISTILLED = "distilled"  # instead of the best, where nothing was searched: the file's own configuration
 
 
@@ -38,6 +39,7 @@ class EpochRecord:
     val_loss: float | None
     learning_rate: float  # at the end of the epoch
     seconds: float  # training and validation
+    waited: float = 0.0  # seconds before that: for the teacher's answers, which it may have computed itself
     temperature: float | None = None  # None for a student alone or a teacher
     alpha: float | None = None
     feature_weight: float | None = None
@@ -63,7 +65,8 @@ class EpochRecord:
     @classmethod
     def from_json(cls, line: Mapping[str, Any]) -> "EpochRecord":
         """The record of a line. Raises KeyError or TypeError where it is none."""
-        given = {field.name: line[field.name] for field in fields(cls)}
+        given = {field.name: line[field.name] for field in fields(cls) if field.name != "waited"}
+        given["waited"] = line.get("waited", 0.0)  # runs that were begun by an earlier version have none
         given["loss"] = math.nan if given["loss"] is None else given["loss"]
         given["terms"] = {name: math.nan if term is None else term for name, term in given["terms"].items()}
         return cls(**given)
@@ -149,10 +152,17 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Like `write_text`."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with writing(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """A file to be written: there as a whole once the block has ended, and not at all where it raises."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}{PART}")
     try:
         with _named(path), beside.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)

@@ -179,10 +179,11 @@ def train(
     learner, optimizer, scaler = state.learner, state.optimizer, state.scaler
     steps = steps_an_epoch(len(indices), config.batch_size)
     for epoch in range(state.epoch, config.epochs):
-        began = time.perf_counter()
-        torch.manual_seed(stream(seed, epoch, DROPOUT))  # dropout, if the model has any
+        called = time.perf_counter()
         column = epoch % views
         weights = objective.begin_epoch(epoch, config.epochs, column)
+        began = time.perf_counter()
+        torch.manual_seed(stream(seed, epoch, DROPOUT))  # dropout, if the model has any; whatever was done before
         learner.train()
         sums: dict[str, Tensor] = {}
         for step, batch in enumerate(
@@ -214,6 +215,7 @@ def train(
             val_loss=evaluation.loss if evaluation else None,
             learning_rate=rate,
             seconds=time.perf_counter() - began,
+            waited=began - called,
             temperature=weights.get("temperature"),
             alpha=weights.get("alpha"),
             feature_weight=weights.get("feature_weight"),

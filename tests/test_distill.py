@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from kdtune.cache import answer, open_cache
 from kdtune.data import Batch
 from kdtune.distill import (
+    Cached,
+    Live,
     Student,
     distill,
     feature_student,
-    from_cache,
-    live,
     logit_student,
     student_alone,
     tap_teacher,
@@ -72,15 +72,13 @@ def three_epochs(make_experiment: MakeExperiment) -> Experiment:
 
 
 def cached_student(experiment: Experiment, materials: Materials) -> Student:
-    return logit_student(
-        experiment, materials.dataset, from_cache(open_cache(Path(materials.caches["teacher"]))), 3, CPU
-    )
+    return logit_student(experiment, materials.dataset, Cached(open_cache(Path(materials.caches["teacher"]))), 3, CPU)
 
 
 def test_the_cached_run_has_the_losses_of_the_live_one(three_epochs: Experiment, materials: Materials) -> None:
     cached = trained(cached_student(three_epochs, materials), three_epochs, materials)
     teacher = tap_teacher(three_epochs, materials.teachers["teacher"].load(CPU))
-    alive = trained(logit_student(three_epochs, materials.dataset, live(teacher), 3, CPU), three_epochs, materials)
+    alive = trained(logit_student(three_epochs, materials.dataset, Live(teacher), 3, CPU), three_epochs, materials)
     assert len(cached) == len(alive) == 3
     for mine, theirs in zip(losses(cached), losses(alive), strict=True):
         assert mine == pytest.approx(theirs, rel=2e-3)
@@ -110,7 +108,7 @@ def test_the_live_teacher_answers_to_the_images_that_the_student_sees(
 ) -> None:
     teacher = tap_teacher(three_epochs, materials.teachers["teacher"].load(CPU))
     images = torch.randn(4, 1, 8, 8)
-    logits, features = live(teacher)(Batch(images, torch.zeros(4), torch.arange(4), column=0))
+    logits, features = Live(teacher)(Batch(images, torch.zeros(4), torch.arange(4), column=0))
     assert torch.equal(logits, materials.teachers["teacher"].load(CPU)(images))
     assert [tuple(feature.shape) for feature in features] == [(4, 8, 8, 8), (4, 16, 4, 4)]
 
@@ -119,7 +117,7 @@ def test_the_live_teachers_answers_carry_no_gradient_even_if_its_weights_would(
     three_epochs: Experiment, materials: Materials
 ) -> None:
     teacher = tap_teacher(three_epochs, materials.teachers["teacher"].load(CPU).requires_grad_())
-    logits, features = live(teacher)(Batch(torch.randn(4, 1, 8, 8), torch.zeros(4), torch.arange(4), column=0))
+    logits, features = Live(teacher)(Batch(torch.randn(4, 1, 8, 8), torch.zeros(4), torch.arange(4), column=0))
     assert not any(answer.requires_grad for answer in (logits, *features))
 
 

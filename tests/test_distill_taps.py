@@ -13,10 +13,10 @@ from kdtune.data import Dataset
 from kdtune.distill import (
     FEATURE_LOSSES,
     LOGIT_LOSSES,
+    Cached,
     check_features,
     distill,
     feature_student,
-    from_cache,
     logit_student,
     tap_teacher,
 )
@@ -276,7 +276,7 @@ def cached(
     experiment: Experiment, materials: Materials, dataset: Dataset
 ) -> tuple[dict[str, Tensor], list[EpochRecord]]:
     """Weights and records of a student that was trained from the cache."""
-    answers = from_cache(open_cache(Path(materials.caches["teacher"])))
+    answers = Cached(open_cache(Path(materials.caches["teacher"])))
     student = logit_student(experiment, dataset, answers, 3, CPU)
     records = list(distill(student, experiment, dataset, seed=3))
     return dict(student.network.state_dict()), records

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdtune.distill import Distillation, distill, from_cache, logit_student
+from kdtune.distill import Cached, Distillation, distill, logit_student
 from kdtune.distill.logit_losses import kl
 from kdtune.distill.objective import Outputs
 from kdtune.distill.students import Learner
@@ -122,7 +122,7 @@ def test_without_opposition_it_stands_still_and_decay_does_not_pull_at_it(
     experiment = make_experiment(
         {"distill.learned_temperature": {"warmup": 0.5}, "train.epochs": 1, "train.weight_decay": 0.5}
     )
-    student = logit_student(experiment, materials.dataset, from_cache(Bench(materials, CPU).cache("teacher")), 3, CPU)
+    student = logit_student(experiment, materials.dataset, Cached(Bench(materials, CPU).cache("teacher")), 3, CPU)
     learner = student.state.learner
     assert isinstance(learner, Learner)
     assert learner.temperature is not None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kdtune import training
 from kdtune.data import Dataset, batches, load_dataset
-from kdtune.distill import distill, feature_student, live, logit_student, student_alone, tap_teacher
+from kdtune.distill import Live, distill, feature_student, logit_student, student_alone, tap_teacher
 from kdtune.errors import TeacherError
 from kdtune.experiment import Experiment
 from kdtune.experiment.chain import assistant
@@ -65,7 +65,7 @@ def test_an_assistant_is_the_student_that_its_teacher_would_have_by_hand(
     student = (
         feature_student(by_hand, digits, tap_teacher(by_hand, network), seed, CPU)
         if feature_weight
-        else logit_student(by_hand, digits, live(Tapped(network, ())), seed, CPU)
+        else logit_student(by_hand, digits, Live(Tapped(network, ())), seed, CPU)
     )
     records = list(distill(student, by_hand, digits, seed=seed))
     assert [record.temperature for record in records] == [3, 1]

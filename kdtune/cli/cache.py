@@ -26,11 +26,11 @@ def build(file: File = None, overrides: Overrides = None) -> None:
     from kdtune.trial import prepare, with_assistants
 
     with resumable(), watcher() as watch:
-        materials = prepare(with_assistants(experiment), default_device(), watch, recheck=True)
+        materials = prepare(with_assistants(experiment), default_device(), watch, complete=True)
         if not materials.caches:
             watch.say(f"cache     {NOTHING}")
-        for folder in materials.caches.values():
-            watch.say(f"cache     kept in {folder}")
+        for place in materials.caches.values():
+            watch.say(f"cache     kept in {place.address}")
 
 
 @app.command()

@@ -73,11 +73,12 @@ class Lines:
             self.say(f"cache     {done} of {views} view columns")
 
     def cache_ready(self, cache: LogitCache) -> None:
-        manifest = cache.manifest
-        size = manifest.views * manifest.column_bytes
+        identity, there = cache.manifest.identity, len(cache.columns())
+        count = str(there) if there >= cache.views else f"{there} of {cache.views}"
+        size = max(there, cache.views) * identity.bytes_of_logits
         self.say(
-            f"cache     of {manifest.teacher_model}: {manifest.views} x {manifest.identity.rows} x "
-            f"{manifest.identity.classes} logits, {size / 1e6:.1f} MB, checked against the teacher"
+            f"cache     of {cache.manifest.teacher_model}: {count} view columns of {identity.rows} x "
+            f"{identity.top_k or identity.classes} logits, {size / 1e6:.1f} MB in all, checked against the teacher"
         )
 
     def trial_epoch(self, record: EpochRecord) -> None:

@@ -17,7 +17,7 @@ def train(file: File = None, overrides: Overrides = None) -> None:
     from kdtune.export import card, export_student
     from kdtune.records import append_line, mend
     from kdtune.training import default_device
-    from kdtune.trial import Bench, at_work, claim, prepare, remember, with_assistants
+    from kdtune.trial import Bench, at_work, claim, columns_of, prepare, remember, with_assistants
 
     with resumable(), watcher() as watch:
         folder = claim(experiment, SUFFIX)
@@ -26,8 +26,8 @@ def train(file: File = None, overrides: Overrides = None) -> None:
             mend(path)
             device = default_device()
             settled = with_assistants(experiment)
-            materials = prepare(settled, device, watch)
-            remember(folder, materials.dataset, materials.teachers)
+            materials = prepare(settled, device, watch, columns=columns_of(folder))
+            remember(folder, materials)
             trial = Bench(materials, device).start(settled, seed=experiment.search.seed)
             for record in trial.resumable(folder / "trial.pt"):
                 append_line(path, {"trial": "0000", "config": {}, **record.to_json()})

@@ -2,7 +2,7 @@
 
 A plain run iterates it, a Tune trial calls `next()`; stopping early is no longer asking.
 
-    student = logit_student(experiment, dataset, from_cache(cache), seed=0, device=device)
+    student = logit_student(experiment, dataset, Cached(cache), seed=0, device=device)
     for record in distill(student, experiment, dataset, seed=0): print(record.val_accuracy)
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from kdtune.data import Dataset
 from kdtune.distill.feature_losses import FEATURE_LOSSES
 from kdtune.distill.logit_losses import LOGIT_LOSSES
-from kdtune.distill.objective import Distillation, from_cache, live
+from kdtune.distill.objective import Cached, Distillation, Live
 from kdtune.distill.peers import peer_student
 from kdtune.distill.students import Student, feature_student, logit_student, student_alone, tap_teacher
 from kdtune.distill.taps import check_features
@@ -45,13 +45,13 @@ def distill(
 __all__ = [
     "FEATURE_LOSSES",
     "LOGIT_LOSSES",
+    "Cached",
     "Distillation",
+    "Live",
     "Student",
     "check_features",
     "distill",
     "feature_student",
-    "from_cache",
-    "live",
     "logit_student",
     "peer_student",
     "student_alone",

@@ -3,12 +3,11 @@
     total = (1 - alpha) * cross_entropy + alpha * T^2 * logit_loss + feature_weight * feature_loss
 
 computed in float32, without a special case at 0 or 1. Its three weights follow their schedules, an epoch at a time,
-unless the temperature is learned. Where the teacher's answers come from is a function of the batch: `from_cache` or
-`live`; the objective cannot tell.
+unless the temperature is learned. The teacher's answers are `Cached` or `Live`; the objective cannot tell.
 """
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +22,14 @@ from kdtune.experiment import Distill
 from kdtune.models import Tapped
 from kdtune.training import cross_entropy
 
-# What a teacher says to a batch: logits [B, C] and the feature maps of its taps (none from a cache).
-TeacherAnswers = Callable[[Batch], tuple[Tensor, tuple[Tensor, ...]]]
+
+class TeacherAnswers(Protocol):
+    """What a teacher says to a batch: logits [B, C] and the feature maps of its taps (none from a cache)."""
+
+    def begin_epoch(self, column: int) -> None:
+        """Called before the batches of an epoch, which are all of view `column`; may take its time."""
+
+    def __call__(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, ...]]: ...
 
 
 class Outputs(NamedTuple):
@@ -36,22 +41,35 @@ class Outputs(NamedTuple):
     temperature: Tensor | None = None  # a scalar, where it is learned
 
 
-def from_cache(cache: LogitCache) -> TeacherAnswers:
-    return lambda batch: (cache.teacher_logits(batch.column, batch.indices), ())
+class Cached:
+    """The teacher's logits as they are kept; a column that is missing is computed before the epoch that needs it."""
+
+    def __init__(self, cache: LogitCache) -> None:
+        self.cache = cache
+
+    def begin_epoch(self, column: int) -> None:
+        self.cache.ensure(column)
+
+    def __call__(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return self.cache.teacher_logits(batch.column, batch.indices), ()
 
 
-def live(teacher: Tapped) -> TeacherAnswers:
+class Live:
     """The teacher itself, in eval mode and without gradients, on the very images that the student sees.
 
     In float32 whatever the student computes in: it gives the logits that the cache holds.
     """
 
-    def answers(batch: Batch) -> tuple[Tensor, tuple[Tensor, ...]]:
-        with torch.no_grad():
-            logits, features = teacher(batch.images)
-        return logits.float(), features
+    def __init__(self, teacher: Tapped) -> None:
+        self.teacher = teacher
 
-    return answers
+    def begin_epoch(self, column: int) -> None:
+        """There is nothing to prepare."""
+
+    def __call__(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, ...]]:
+        with torch.no_grad():
+            logits, features = self.teacher(batch.images)
+        return logits.float(), features
 
 
 class Terms:
@@ -93,6 +111,7 @@ class Distillation:
         self.opposition = 0.0  # of a learned temperature, set by begin_epoch
 
     def begin_epoch(self, epoch: int, epochs: int, column: int) -> Mapping[str, float]:
+        self.teacher.begin_epoch(column)
         values = self.terms.begin_epoch(epoch, epochs)
         if self.learned is not None and self.config.learned_temperature is not None:
             self.opposition = strength(self.config.learned_temperature, epoch, epochs)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kdtune.data import Dataset
 from kdtune.distill.feature_losses import FEATURE_LOSSES
-from kdtune.distill.objective import Distillation, Outputs, TeacherAnswers, live
+from kdtune.distill.objective import Distillation, Live, Outputs, TeacherAnswers
 from kdtune.distill.taps import Shape, pairs_of, shapes_of
 from kdtune.distill.temperature import TrainedTemperature
 from kdtune.experiment import Distill, Experiment
@@ -96,7 +96,7 @@ def feature_student(
         project_teacher=_projects_teacher(experiment.distill),
         temperature=temperature,
     )
-    objective = Distillation(experiment.distill, live(teacher), temperature)
+    objective = Distillation(experiment.distill, Live(teacher), temperature)
     return Student(network, new_state(learner, experiment.train, device), objective)
 
 

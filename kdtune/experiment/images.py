@@ -45,7 +45,9 @@ class Data(Section):
         "distil", description="Images without a label: learn from the teacher's answer to them, or leave them out."
     )
     views: Literal["auto"] | PositiveInt = Field(
-        "auto", description="Augmented views of each image; auto is one an epoch, or 1 without augmentation."
+        "auto",
+        description="Augmented views of each image; auto is one an epoch, fewer where the disk cannot hold their "
+        "logits, or 1 without augmentation.",
     )
     view_seed: Seed = Field(0, description="Chooses the augmentation of every view.")
     decode_workers: Literal["auto"] | PositiveInt = Field(

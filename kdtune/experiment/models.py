@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
+from kdtune.experiment.caching import Cache
 from kdtune.experiment.images import Data
 from kdtune.experiment.networks import INLINE, TEACHER_NAME, Student, Teacher, check_teachers
 from kdtune.experiment.objective import Distill
@@ -83,6 +84,7 @@ class Experiment(Section):
     distill: Distill = Field(default_factory=Distill, description="The objective; a search varies it.")
     search: Search = Field(default_factory=Search)
     final: Final = Field(default_factory=Final)
+    cache: Cache = Field(default_factory=Cache, description="The teacher's answers, kept for all trials.")
     resources: Resources = Field(default_factory=Resources)
     storage: str = Field("runs", min_length=1, description="Folder of all runs; NFS when nodes share it.")
 

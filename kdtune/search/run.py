@@ -27,7 +27,18 @@ from kdtune.search.sampler import METRIC, MODE, make_searcher
 from kdtune.search.session import Slots, session
 from kdtune.search.trainable import StudentTrial
 from kdtune.training import default_device
-from kdtune.trial import Found, Materials, Progress, assistant_folder, at_work, claim, prepare, remember, winner_of
+from kdtune.trial import (
+    Found,
+    Materials,
+    Progress,
+    assistant_folder,
+    at_work,
+    claim,
+    columns_of,
+    prepare,
+    remember,
+    winner_of,
+)
 
 
 class Watcher(Progress, BoardWatcher, Protocol):
@@ -69,8 +80,8 @@ def _search(folder: Path, experiment: Experiment, watch: Watcher) -> None:
         for name in searched_assistants(experiment):
             stack.enter_context(session(experiment.resources))  # the searches that follow find Ray running
             experiment = _search_assistant(experiment, name, watch)
-        materials = prepare(experiment, default_device(), watch)
-        remember(folder, materials.dataset, materials.teachers)
+        materials = prepare(experiment, default_device(), watch, columns=columns_of(folder))
+        remember(folder, materials)
         slots = stack.enter_context(session(experiment.resources))
         found = _find_winner(folder, experiment, materials, slots, watch) if experiment.search.trials else None
         winner = with_values(experiment, found.best.config) if found else experiment
@@ -88,8 +99,8 @@ def _search_assistant(experiment: Experiment, name: str, watch: Watcher) -> Expe
     watch.assistant_search(name, child)
     found = winner_of(folder)
     if found is None:
-        materials = prepare(child, default_device(), watch)
-        remember(folder, materials.dataset, materials.teachers)
+        materials = prepare(child, default_device(), watch, columns=columns_of(folder))
+        remember(folder, materials)
         with session(child.resources) as slots:
             found = _find_winner(folder, child, materials, slots, watch)
     return settled(experiment, name, found.best.config)

@@ -1,13 +1,15 @@
 """Trials: the run folder, what all trials share, and one student's training from start or checkpoint to end."""
 
 from kdtune.trial.bench import Bench
-from kdtune.trial.materials import Materials, Progress, Silent, cache_folder, check_networks, prepare, views_needed
+from kdtune.trial.caches import begin_caches, place_of, storage_of, views_needed
+from kdtune.trial.materials import Materials, Progress, Silent, check_networks, prepare
 from kdtune.trial.run_folder import (
     Found,
     assistant_folder,
     at_work,
     check_materials,
     claim,
+    columns_of,
     made_of,
     read_run,
     remember,
@@ -26,16 +28,19 @@ __all__ = [
     "Trial",
     "assistant_folder",
     "at_work",
-    "cache_folder",
+    "begin_caches",
     "check_materials",
     "check_networks",
     "claim",
+    "columns_of",
     "locate",
     "made_of",
     "obtain",
+    "place_of",
     "prepare",
     "read_run",
     "remember",
+    "storage_of",
     "views_needed",
     "winner_of",
     "with_assistants",

@@ -6,14 +6,12 @@ A process turns `Materials` into a `Bench` once, and the bench starts one `Trial
     for record in trial.records: print(record.epoch, record.val_accuracy)
 """
 
-from pathlib import Path
-
 import torch
 
 from kdtune.cache import LogitCache, open_cache
 from kdtune.distill import (
+    Cached,
     feature_student,
-    from_cache,
     logit_student,
     peer_student,
     student_alone,
@@ -21,6 +19,7 @@ from kdtune.distill import (
 )
 from kdtune.experiment import Experiment
 from kdtune.models import Tapped
+from kdtune.trial.caches import answers_of
 from kdtune.trial.materials import Materials
 from kdtune.trial.running import Trial
 
@@ -35,11 +34,14 @@ class Bench:
         self._caches: dict[str, LogitCache] = {}
         self._teachers: dict[tuple[str, tuple[str, ...] | None], Tapped] = {}
 
-    def cache(self, teacher: str) -> LogitCache:
-        """Of a teacher by name; opened once."""
-        if teacher not in self._caches:
-            self._caches[teacher] = open_cache(Path(self.materials.caches[teacher]))
-        return self._caches[teacher]
+    def cache(self, experiment: Experiment) -> LogitCache:
+        """Of the experiment's teacher, who computes what is missing; opened once."""
+        name = experiment.teacher_name
+        if name not in self._caches:
+            answers = answers_of(self.materials.teachers[name], self.dataset, experiment, self.device)
+            place, columns = self.materials.caches[name], self.materials.columns
+            self._caches[name] = open_cache(place, views=columns, teacher=answers)
+        return self._caches[name]
 
     def tapped_teacher(self, experiment: Experiment) -> Tapped:
         """The live teacher; loaded once for all trials with the same taps."""
@@ -52,12 +54,15 @@ class Bench:
     def start(self, experiment: Experiment, *, seed: int, alone: bool = False, whole: bool = False) -> Trial:
         """A trial of the experiment's `distill` section; `alone` without a teacher, `whole` as `distill` says."""
         dataset, device = self.dataset, self.device
+        if experiment.views > self.materials.columns:  # more than the disk holds: every student sees as many
+            data = experiment.data.model_copy(update={"views": self.materials.columns})
+            experiment = experiment.model_copy(update={"data": data})
         if alone:
             student = student_alone(experiment, dataset, seed, device)
         elif experiment.own_teacher.peers:
             student = peer_student(experiment, dataset, seed, device)
         elif experiment.distill.feature_weight.is_zero:
-            answers = from_cache(self.cache(experiment.teacher_name))
+            answers = Cached(self.cache(experiment))
             student = logit_student(experiment, dataset, answers, seed, device)
         else:
             student = feature_student(experiment, dataset, self.tapped_teacher(experiment), seed, device)

@@ -5,21 +5,20 @@ materials = prepare(experiment, device, Silent())
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import torch
 
-from kdtune.cache import Identity, LogitCache, build, identify
+from kdtune.cache import LogitCache, Place
 from kdtune.data import Dataset, load_dataset
 from kdtune.distill import check_features
 from kdtune.errors import ExperimentError, Problem
 from kdtune.experiment import Experiment
 from kdtune.experiment.chain import BEFORE, assistant, configurations, in_order, next_generation, teachers_of_students
-from kdtune.experiment.space import parse
 from kdtune.models import check_model
 from kdtune.records import EpochRecord
 from kdtune.teacher import Teacher
+from kdtune.trial.caches import begin_caches, place_of
 from kdtune.trial.teachers import obtain, section_of
 
 
@@ -58,13 +57,23 @@ class Materials:
 
     dataset: Dataset  # on the CPU
     teachers: Mapping[str, Teacher]  # by name, those that only teach assistants included
-    caches: Mapping[str, str]  # folders, by name of a teacher from which students learn
+    caches: Mapping[str, Place]  # by name of a teacher from which students learn
+    columns: int  # that a cache may come to have: views of an image
 
 
-def prepare(experiment: Experiment, device: torch.device, progress: Progress, *, recheck: bool = False) -> Materials:
-    """Loads the data, obtains the teachers, opens or builds their caches. Raises KdtuneError for what a user can mend.
+def prepare(
+    experiment: Experiment,
+    device: torch.device,
+    progress: Progress,
+    *,
+    columns: int | None = None,
+    complete: bool = False,
+) -> Materials:
+    """Loads the data, obtains the teachers, begins their caches. Raises KdtuneError for what a user can mend.
 
-    What can be checked without the data's pixels or a teacher's weights is checked first.
+    What can be checked without the data's pixels or a teacher's weights is checked first. `columns` is how many a run
+    that is taken up again has begun with. A cache has its first column afterwards, the others come when a trial needs
+    them; or all of them, whole in every byte, with `complete`.
     """
     dataset = load_dataset(experiment.data)
     progress.dataset_ready(dataset)
@@ -73,11 +82,16 @@ def prepare(experiment: Experiment, device: torch.device, progress: Progress, *,
     teachers = obtain(experiment, on_device, device, progress.teacher_epoch)
     for name, teacher in teachers.items():
         progress.teacher_ready(name, teacher, dataset)
-    caches: dict[str, str] = {}
-    for name in teachers_of_students(experiment):
-        if name in teachers:  # peers are none
-            caches[name] = _cache(experiment, teachers[name], on_device, device, progress, recheck=recheck)
-    return Materials(dataset, teachers, caches)
+    learned_from = {name: teachers[name] for name in teachers_of_students(experiment) if name in teachers}
+    caches = begin_caches(experiment, learned_from, on_device, device, columns)
+    for cache in caches.values():
+        cache.check_rows()
+        for view in range(cache.views if complete else 1):
+            cache.ensure(view)
+            progress.cache_column(len(cache.columns()) if not complete else view + 1, cache.views)
+        progress.cache_ready(cache)
+    places = {name: place_of(experiment, cache.manifest.identity) for name, cache in caches.items()}
+    return Materials(dataset, teachers, places, max((cache.views for cache in caches.values()), default=1))
 
 
 def check_networks(experiment: Experiment, dataset: Dataset) -> None:
@@ -121,47 +135,3 @@ def _what_features_need(experiment: Experiment) -> tuple[str, ...]:
         experiment.teacher_name,
         "" if distill.feature_weight.is_zero else distill.feature_loss,
     )
-
-
-def _cache(
-    experiment: Experiment,
-    teacher: Teacher,
-    dataset: Dataset,
-    device: torch.device,
-    progress: Progress,
-    *,
-    recheck: bool,
-) -> str:
-    """Folder of a teacher's cache, built as far as it was not and checked against the teacher."""
-    network = teacher.load(device)
-    identity = identify(dataset, experiment.data, teacher)
-    folder = cache_folder(experiment, identity)
-    cache = build(
-        folder,
-        identity,
-        views_needed(experiment),
-        teacher,
-        dataset,
-        experiment.data,
-        network,
-        progress.cache_column,
-        recheck=recheck,
-    )
-    cache.check_rows(network, dataset, experiment.data)
-    progress.cache_ready(cache)
-    return str(folder)
-
-
-def cache_folder(experiment: Experiment, identity: Identity) -> Path:
-    """Where a cache lives: beside the runs, so that every search with the same identity shares it."""
-    return Path(experiment.storage).resolve() / ".caches" / identity.key
-
-
-def views_needed(experiment: Experiment) -> int:
-    """View columns of the experiment and of every trial and row that it may run."""
-    parameters, _ = parse(experiment.search.space)
-    lengths = [p for p in parameters if p.path == "train.epochs"]
-    searched = [n for p in lengths for n in (p.high, *p.options) if isinstance(n, int | float)]
-    rows = [one.train.epochs for one in configurations(experiment)]
-    epochs = int(max(*rows, *searched, 0))
-    return experiment.model_copy(update={"train": experiment.train.model_copy(update={"epochs": epochs})}).views

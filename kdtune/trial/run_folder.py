@@ -9,12 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kdtune.cache import mark_used
 from kdtune.data import Dataset
 from kdtune.errors import ExperimentError, RunError, TeacherError
 from kdtune.experiment import Experiment, differences, dump, load
 from kdtune.experiment.chain import assistant, in_order, searched_assistants, settled
 from kdtune.records import TrialRecord, locked, read_trials, write_text
 from kdtune.teacher import Teacher
+from kdtune.trial.materials import Materials
+
+COLUMNS = "columns"  # in materials.json
 
 
 def claim(experiment: Experiment, suffix: str = "") -> Path:
@@ -72,13 +76,24 @@ def made_of(dataset: Dataset, teachers: Mapping[str, Teacher] | None = None) -> 
     return found | {f"teacher {name}": teacher.fingerprint for name, teacher in (teachers or {}).items()}
 
 
-def remember(folder: Path, dataset: Dataset, teachers: Mapping[str, Teacher]) -> None:
+def remember(folder: Path, materials: Materials) -> None:
     """Writes down what the run is made of. Raises RunError where it was begun with other data or another teacher."""
-    found = made_of(dataset, teachers)
+    found = made_of(materials.dataset, materials.teachers)
     path = folder / "materials.json"
     if not path.exists():
-        write_text(path, json.dumps(found, indent=2))
+        write_text(path, json.dumps({**found, COLUMNS: materials.columns}, indent=2))
     check_materials(folder, found)
+    for place in materials.caches.values():
+        mark_used(place, folder)
+
+
+def columns_of(folder: Path) -> int | None:
+    """View columns of the caches of a run that was begun already, so that it goes on with as many."""
+    path = folder / "materials.json"
+    if not path.exists():
+        return None
+    columns: int | None = json.loads(path.read_text()).get(COLUMNS)
+    return columns
 
 
 def check_materials(folder: Path, found: Mapping[str, object]) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from kdtune.data import Dataset
-from kdtune.distill import Student, feature_student, live, logit_student, tap_teacher
+from kdtune.distill import Live, Student, feature_student, logit_student, tap_teacher
 from kdtune.errors import TeacherError
 from kdtune.experiment import Experiment
 from kdtune.experiment import Teacher as Section
@@ -157,5 +157,5 @@ def _train(
 def _student(experiment: Experiment, dataset: Dataset, teacher: Teacher, seed: int, device: torch.device) -> Student:
     network = teacher.load(device)
     if experiment.distill.feature_weight.is_zero:
-        return logit_student(experiment, dataset, live(Tapped(network, ())), seed, device)
+        return logit_student(experiment, dataset, Live(Tapped(network, ())), seed, device)
     return feature_student(experiment, dataset, tap_teacher(experiment, network), seed, device)

@@ -1,0 +1,323 @@
+"""The teacher-logit cache: the teacher's answers to every view of every training image.
+
+Row `i` of column `v` holds the raw logits for image `i` under view `(view_seed, v, i)`. Columns are computed when they
+are first needed, by whoever needs them, in any order and by any number of processes on any number of machines:
+
+    manifest.json     what the cache belongs to: its `Identity`; anything else is refused by the name of the field
+    00000.arrow       a column (`columns.py`)
+    00000.json        its size and SHA-256, written last: without it the column is not there
+
+    cache = open_cache(place, views=60, teacher=Answers(load, dataset, data))
+    cache.ensure(3)                                          # computes column 3, or waits for whoever does
+    cache.teacher_logits(view=3, indices=batch.indices)      # [B, C] float32, on the device of the indices
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from kdtune.cache.columns import Column, Draft, Hashing, open_column
+from kdtune.cache.copies import Copies, default_copies
+from kdtune.cache.identity import Identity, Manifest
+from kdtune.cache.store import Store, is_uri, store_at
+from kdtune.data import Dataset, read
+from kdtune.errors import CacheError
+from kdtune.experiment import Data
+from kdtune.training import evaluation_batch
+
+MANIFEST = "manifest.json"
+SAMPLED_ROWS = 64
+SAMPLED_COLUMNS = 4
+TOLERANCE = 2e-2  # of the larger of 1 and the logit: far above float16's 5e-4 and devices' differences
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a cache lies, in a form that travels to other processes."""
+
+    address: str  # of this cache: a folder or a URI
+    copies: str | None = None  # folder on each node's own disk; a URI has one anyway
+
+
+@dataclass(frozen=True)
+class Seal:
+    """What makes a column whole."""
+
+    sha256: str
+    bytes: int
+    seconds: float  # to compute and to write it
+    device: str
+
+
+class Answers:
+    """A teacher at hand: its network is loaded when it is first asked, and given back with `release`."""
+
+    def __init__(self, load: Callable[[], nn.Module], dataset: Dataset, data: Data) -> None:
+        self.load = load
+        self.dataset = dataset
+        self.data = data
+        self.asked = 0  # images that the teacher has answered to
+
+    @cached_property
+    def network(self) -> nn.Module:
+        return self.load()
+
+    @property
+    def loaded(self) -> bool:
+        return "network" in self.__dict__
+
+    def release(self) -> None:
+        self.__dict__.pop("network", None)
+
+    @torch.inference_mode()
+    def to(self, view: int, indices: Tensor) -> Iterator[Tensor]:
+        """The teacher's logits, float32, for images `indices` under view column `view`, in parts of [B, C]."""
+        dataset = self.dataset
+        for images in read(dataset.images, torch.split(indices, evaluation_batch(dataset)), view, self.data):
+            self.asked += len(images)
+            yield self.network(dataset.normalise(images)).float()
+
+
+class LogitCache:
+    """An open cache. Columns are memory-mapped when first asked for; processes on a node share the pages."""
+
+    def __init__(
+        self, store: Store, manifest: Manifest, copies: Copies | None, views: int, teacher: Answers | None
+    ) -> None:
+        self.store = store
+        self.manifest = manifest
+        self.copies = copies
+        self.views = views
+        self.teacher = teacher
+        self._columns: dict[int, Column] = {}
+        self._sound: set[int] = set()  # columns whose every byte this process has seen to be right
+        self._on_device: tuple[int, Column] | None = None
+
+    # what is there
+
+    def columns(self) -> list[int]:
+        """The columns that are there."""
+        sizes = self.store.sizes()
+        found = (int(name.removesuffix(".arrow")) for name in sizes if name.endswith(".arrow"))
+        return sorted(view for view in found if seal_name(view) in sizes)
+
+    def seal(self, view: int) -> Seal | None:
+        """What makes a column whole; None where it is not there (yet)."""
+        content = self.store.read(seal_name(view))
+        if content is None:
+            return None
+        try:
+            return Seal(**json.loads(content))
+        except (ValueError, TypeError):  # as if it were not there: the column is computed again
+            return None
+
+    # looking up
+
+    def teacher_logits(self, view: int, indices: Tensor) -> Tensor:
+        """Logits [B, C] float32 of view column `view` for images `indices` [B], on the indices' device.
+
+        On a GPU the current column is kept there, so that a lookup is one gather.
+        """
+        if indices.device.type == "cpu":
+            return self.column(view).logits(indices)
+        if self._on_device is None or self._on_device[0] != view:
+            self._on_device = (view, self.column(view).to(indices.device))
+        return self._on_device[1].logits(indices)
+
+    def column(self, view: int) -> Column:
+        """Column `view` as stored, read-only memory of the file. Raises CacheError if it is missing or damaged."""
+        if view not in self._columns:
+            seal = self.seal(view)
+            if seal is None:
+                raise CacheError(
+                    f"{self.store.address} has no column {view}; `kdtune cache build` computes what is missing"
+                )
+            self._columns[view] = self._open(view, seal)
+        return self._columns[view]
+
+    def _open(self, view: int, seal: Seal) -> Column:
+        path = self._file(view, seal)
+        size = path.stat().st_size if path.exists() else seal.bytes
+        if size != seal.bytes:
+            raise CacheError(
+                f"{path} has {size} bytes, its seal {seal_name(view)} says {seal.bytes}: truncated or replaced. "
+                f"`kdtune cache build` computes it again"
+            )
+        return open_column(path, self.manifest.identity, view)
+
+    def _file(self, view: int, seal: Seal) -> Path:
+        """The column's file on this machine."""
+        name = column_name(view)
+        path = self.store.path(name) if self.copies is None else self.copies.get(name, seal.sha256)
+        assert path is not None
+        return path
+
+    # computing
+
+    def ensure(self, view: int) -> None:
+        """Returns once column `view` is there and its bytes are right: computes it, or waits for who does.
+
+        While another process computes it, this one computes a later column that is missing, so that no device waits
+        that could work. Raises CacheError where a column is missing or damaged and no teacher is at hand.
+        """
+        while view not in self._sound:
+            if self._is_sound(view):
+                self._sound.add(view)
+            elif self.teacher is None:
+                raise CacheError(f"{self.store.address}: column {view} is missing or damaged. Run `kdtune cache build`")
+            elif not self._compute_one_of(range(view, max(self.views, view + 1))):
+                time.sleep(self.store.patience)
+        if self.teacher is not None and self.teacher.loaded and len(self.columns()) >= self.views:
+            self.teacher.release()
+
+    def _is_sound(self, view: int) -> bool:
+        """Whether a column is there and every byte is as it was written. What is damaged is taken away."""
+        seal = self.seal(view)
+        if seal is None:
+            return False
+        if self._matches(view, seal):
+            return True
+        if self.copies is not None:
+            self.copies.forget(column_name(view))
+            if self._matches(view, seal):
+                return True
+        with self.store.claim(column_name(view)) as mine:
+            if mine and self.seal(view) == seal:
+                self.store.remove(seal_name(view))
+        return False
+
+    def _matches(self, view: int, seal: Seal) -> bool:
+        try:
+            return hash_of(self._file(view, seal)) == seal.sha256
+        except (FileNotFoundError, CacheError):
+            return False
+
+    def _compute_one_of(self, views: Sequence[int]) -> bool:
+        """Computes the first of the columns that is missing and that nobody else computes; whether there was one."""
+        there = set(self.columns())
+        for view in views:
+            if view in there:
+                continue
+            with self.store.claim(column_name(view)) as mine:
+                if mine:
+                    if self.seal(view) is None:  # not finished by another just before the claim
+                        self._compute(view)
+                    return True
+        return False
+
+    def _compute(self, view: int) -> None:
+        assert self.teacher is not None
+        began = time.perf_counter()
+        labels = self.teacher.dataset.labels
+        draft = Draft(self.manifest.identity, view, labels.device)
+        for logits in self.teacher.to(view, torch.arange(len(labels), device=labels.device)):
+            draft.add(logits)
+        draft.check()
+        with self.store.writing(column_name(view)) as file:
+            sha256, size = draft.write(file)
+        seal = Seal(sha256, size, round(time.perf_counter() - began, 3), labels.device.type)
+        self.store.write(seal_name(view), json.dumps(asdict(seal)).encode())
+        self._sound.add(view)
+
+    # checking
+
+    def bad_columns(self) -> list[int]:
+        """Columns that are there but whose bytes are not those that were written; reads every byte."""
+        views = self.columns()
+        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+            return [view for view, right in zip(views, pool.map(self._stored_right, views), strict=True) if not right]
+
+    def _stored_right(self, view: int) -> bool:
+        seal, hashing = self.seal(view), Hashing()
+        try:
+            self.store.copy(column_name(view), hashing)
+        except FileNotFoundError:
+            return False
+        return seal is not None and hashing.digest.hexdigest() == seal.sha256
+
+    def check_rows(self) -> None:
+        """Asks the teacher again about random rows of random columns. Raises CacheError where it differs."""
+        assert self.teacher is not None
+        there = torch.tensor(self.columns())
+        if not len(there):
+            return
+        generator = torch.Generator()
+        generator.seed()
+        chosen = there[torch.randperm(len(there), generator=generator)[:SAMPLED_COLUMNS]].tolist()
+        count, device = len(self.teacher.dataset.labels), self.teacher.dataset.labels.device
+        for view in chosen:
+            rows = torch.randperm(count, generator=generator)[: SAMPLED_ROWS // len(chosen)].to(device)
+            fresh = torch.cat(list(self.teacher.to(view, rows)))
+            wrong = self.column(view).to(device).differs(rows, fresh, TOLERANCE)
+            if wrong.any():
+                raise CacheError(
+                    f"{self.store.address}/{column_name(view)}: the teacher now answers differently to image "
+                    f"{int(rows[wrong][0])} ({int(wrong.sum())} of {len(rows)} rows). Run `kdtune cache verify`, or "
+                    f"remove the cache to build it anew (`kdtune cache prune {self.manifest.identity.key}`)"
+                )
+
+
+def column_name(view: int) -> str:
+    return f"{view:05d}.arrow"
+
+
+def seal_name(view: int) -> str:
+    return f"{view:05d}.json"
+
+
+def hash_of(path: Path) -> str:
+    hashing = Hashing()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            hashing.write(piece)
+    return hashing.digest.hexdigest()
+
+
+def open_cache(
+    place: Place, expected: Identity | None = None, *, views: int = 0, teacher: Answers | None = None
+) -> LogitCache:
+    """A cache that has been begun. Raises CacheError where there is none, or for another `expected` identity.
+
+    `views` columns may be computed by `teacher`; without one the cache is only read.
+    """
+    store = store_at(place.address)
+    manifest = read_manifest(store)
+    if manifest is None:
+        raise CacheError(f"{place.address} holds no cache (no {MANIFEST}); run `kdtune cache build`")
+    return _opened(place, store, manifest, expected or manifest.identity, views, teacher)
+
+
+def begin_cache(place: Place, manifest: Manifest, *, views: int, teacher: Answers) -> LogitCache:
+    """A cache that is there or begins now. Raises CacheError where `place` holds one of something else."""
+    store = store_at(place.address)
+    known = read_manifest(store)
+    if known is None:
+        store.write(MANIFEST, manifest.to_bytes())
+    return _opened(place, store, known or manifest, manifest.identity, views, teacher)
+
+
+def _opened(
+    place: Place, store: Store, manifest: Manifest, expected: Identity, views: int, teacher: Answers | None
+) -> LogitCache:
+    if manifest.identity != expected:
+        raise CacheError(
+            f"{place.address} belongs to something else: " + "; ".join(manifest.identity.differences(expected))
+        )
+    copies = None
+    if place.copies is not None or is_uri(place.address):
+        folder = Path(place.copies) if place.copies is not None else default_copies()
+        copies = Copies(folder, store, manifest.identity.key)
+    return LogitCache(store, manifest, copies, views, teacher)
+
+
+def read_manifest(store: Store) -> Manifest | None:
+    content = store.read(MANIFEST)
+    return None if content is None else Manifest.of(content, store.address)

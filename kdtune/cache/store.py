@@ -1,0 +1,163 @@
+"""Where a cache lies: a folder, or an address of `pyarrow.fs` (s3://bucket/caches, gs://..., `bucket.py`).
+
+store = store_at("runs/.caches/4f1c...")
+store.write("manifest.json", content)            # whole or absent
+with store.claim("00003") as mine: ...           # at most one process computes a column
+"""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import urlsplit, urlunsplit
+
+from kdtune.cache.columns import Sink
+from kdtune.records import PART, locked, write_bytes, writing
+
+PIECE = 1 << 23  # bytes that are copied at once
+
+
+class Store(Protocol):
+    """The files of one cache. A file is whole or absent."""
+
+    address: str
+    patience: float  # seconds after which it is worth looking again for what another process makes
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every file by name; none where there is nothing yet."""
+
+    def read(self, name: str) -> bytes | None:
+        """A file's content, or None where there is no such file."""
+
+    def write(self, name: str, content: bytes) -> None: ...
+
+    def writing(self, name: str) -> AbstractContextManager[Sink]:
+        """A file to be written in parts."""
+
+    def claim(self, name: str) -> AbstractContextManager[bool]:
+        """Whether this process may make what is called `name`; it goes with the process, however that ends.
+
+        Claims save work and no more: a column is a function of the cache's identity and is written whole, so that
+        two processes which make the same one do no harm.
+        """
+
+    def path(self, name: str) -> Path | None:
+        """The file itself, or None where a machine must copy it first."""
+
+    def copy(self, name: str, sink: Sink) -> None:
+        """Raises FileNotFoundError where there is no such file."""
+
+    def remove(self, name: str | None = None) -> None:
+        """Removes a file, or the whole cache."""
+
+    def free(self) -> int | None:
+        """Bytes that still fit, None where there is no limit to know of."""
+
+    def busy(self) -> bool:
+        """Whether a process is making something here now."""
+
+
+class Folder:
+    """A cache in a folder: on this machine's disk, or on one that nodes share (NFS)."""
+
+    patience = 0.05
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.address = str(folder)
+
+    def sizes(self) -> dict[str, int]:
+        if not self.folder.exists():
+            return {}
+        return {
+            file.name: file.stat().st_size
+            for file in self.folder.iterdir()
+            if file.is_file() and not file.name.endswith(PART)
+        }
+
+    def read(self, name: str) -> bytes | None:
+        try:
+            return (self.folder / name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def write(self, name: str, content: bytes) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_bytes(self.folder / name, content)
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[Sink]:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for cut in self.folder.glob(f".{name}.*{PART}"):  # whoever wrote it was killed: the claim is ours
+            cut.unlink()
+        with writing(self.folder / name) as file:
+            yield file
+
+    @contextmanager
+    def claim(self, name: str) -> Iterator[bool]:
+        locks = self.folder / "locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locked(locks / name, wait=False))
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+
+    def path(self, name: str) -> Path | None:
+        return self.folder / name
+
+    def copy(self, name: str, sink: Sink) -> None:
+        with (self.folder / name).open("rb") as file:
+            shutil.copyfileobj(file, sink, PIECE)
+
+    def remove(self, name: str | None = None) -> None:
+        if name is None:
+            shutil.rmtree(self.folder)
+        else:
+            (self.folder / name).unlink(missing_ok=True)
+
+    def free(self) -> int | None:
+        there = next(folder for folder in (self.folder, *self.folder.parents) if folder.exists())
+        return shutil.disk_usage(there).free
+
+    def busy(self) -> bool:
+        locks = self.folder / "locks"
+        for lock in locks.iterdir() if locks.exists() else ():
+            with self.claim(lock.name) as ours:
+                if not ours:
+                    return True
+        return False
+
+
+def store_at(address: str) -> Store:
+    """The store of an address. Raises CacheError where it cannot be understood or reached."""
+    if is_uri(address):
+        from kdtune.cache.bucket import Bucket
+
+        return Bucket(address)
+    return Folder(Path(address))
+
+
+def is_uri(address: str) -> bool:
+    return "://" in address
+
+
+def below(address: str, name: str) -> str:
+    """The address of `name` within a folder or an object store, whose options (after `?`) stay."""
+    if not is_uri(address):
+        return str(Path(address).absolute() / name)
+    parts = urlsplit(address)
+    return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}"))
+
+
+def names_below(address: str) -> list[str]:
+    """Names of the folders in a folder or below an address; none where there is nothing yet."""
+    if is_uri(address):
+        from kdtune.cache.bucket import folders_below
+
+        return folders_below(address)
+    folder = Path(address)
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.exists() else []
