@@ -14,6 +14,7 @@ are first needed, by whoever needs them, in any order and by any number of proce
 
 import json
 import os
+import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -55,6 +56,7 @@ class Seal:
     bytes: int
     seconds: float  # to compute and to write it
     device: str
+    by: str  # host and process
 
 
 class Answers:
@@ -223,7 +225,9 @@ class LogitCache:
         draft.check()
         with self.store.writing(column_name(view)) as file:
             sha256, size = draft.write(file)
-        seal = Seal(sha256, size, round(time.perf_counter() - began, 3), labels.device.type)
+        seal = Seal(
+            sha256, size, round(time.perf_counter() - began, 3), labels.device.type, f"{platform.node()}:{os.getpid()}"
+        )
         self.store.write(seal_name(view), json.dumps(asdict(seal)).encode())
         self._sound.add(view)
 

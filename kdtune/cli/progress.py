@@ -184,10 +184,12 @@ def headline(board: "Board") -> str:
     best = f"best {board.best.val_accuracy:.2%} (trial {board.best.trial})" if board.best else "no result yet"
     failed = board.count("failed", "diverged")
     left = board.seconds_left
+    there, views = board.columns
     return (
         f"{board.ended}/{board.trials} done, {board.count('running')} running, {board.count('stopped')} stopped early"
         + (f", {failed} failed or diverged" if failed else "")
         + f", {best}"
+        + (f", {there} of {views} view columns" if there < views else "")
         + (f", about {duration(left)} left" if left and board.ended < board.trials else "")
     )
 

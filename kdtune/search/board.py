@@ -7,7 +7,7 @@ sampler but forgets the scheduler, ray#30838).
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,11 +15,14 @@ from typing import Any, Protocol
 from ray import tune
 from ray.tune.experiment import Trial
 
-from kdtune.errors import RunError
+from kdtune.cache import LogitCache
+from kdtune.errors import CacheError, RunError
 from kdtune.experiment import Experiment
 from kdtune.experiment.space import active, parse
 from kdtune.records import EpochRecord, append_line, mend
 from kdtune.search.asha import Asha
+
+LOOK_EVERY_S = 5.0  # at the columns of caches
 
 
 @dataclass
@@ -42,6 +45,7 @@ class Board:
     epochs: int  # of a full trial
     rows: dict[str, Row] = field(default_factory=dict)
     seconds: float = 0.0
+    columns: tuple[int, int] = (0, 0)  # of the teachers' caches: there already, and those that there may be
 
     def count(self, *statuses: str) -> int:
         return sum(row.status in statuses for row in self.rows.values())
@@ -100,6 +104,7 @@ class Recorder(tune.Callback):
         watch: BoardWatcher,
         *,
         resumed: bool,
+        caches: Sequence[LogitCache] = (),
     ) -> None:
         self.path = path
         self.experiment = experiment
@@ -107,6 +112,8 @@ class Recorder(tune.Callback):
         self.scheduler = scheduler
         self.watch = watch
         self.board = Board(experiment.search.trials, experiment.train.epochs)
+        self.caches = caches
+        self.looked = 0.0  # when the caches were looked at
         self.resumed = resumed
         self.restored = False
         self.ended: list[Path] = []  # folders of trials that have ended since the last snapshot
@@ -124,6 +131,18 @@ class Recorder(tune.Callback):
                 f"Ray Tune's state in {self.path.parent / 'ray'} cannot be read. Remove that folder to search anew; "
                 f"teacher and cache stay"
             )
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Ten times a second. Columns grow while no trial has anything to report, and that is worth seeing."""
+        there, views = self.board.columns
+        if self.caches and (there < views or not views) and time.monotonic() - self.looked > LOOK_EVERY_S:
+            self.looked = time.monotonic()
+            try:
+                counts = [(min(len(cache.columns()), cache.views), cache.views) for cache in self.caches]
+            except CacheError:  # a storage that fails for a while: this is only a picture
+                return
+            self.board.columns = sum(there for there, _ in counts), sum(views for _, views in counts)
+            self._tell()
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self._row(trials, trial).status = "running"

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from ray import tune
 from ray.tune.error import TuneError
 
+from kdtune.cache import open_cache
 from kdtune.errors import ExperimentError, Problem, RunError
 from kdtune.experiment import Experiment, with_values
 from kdtune.experiment.chain import assistant, searched_assistants, settled
@@ -146,7 +147,8 @@ def _run_trials(folder: Path, experiment: Experiment, materials: Materials, slot
         else None
     )
     begun = any((folder / "ray").glob("experiment_state-*.json"))
-    recorder = Recorder(folder / "trials.jsonl", experiment, scheduler, watch, resumed=begun)
+    caches = [open_cache(place, views=materials.columns) for place in materials.caches.values()]
+    recorder = Recorder(folder / "trials.jsonl", experiment, scheduler, watch, resumed=begun, caches=caches)
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots.concurrent)
     # annotated as str, compared as an enum
     again = tune.ResumeConfig(errored=tune.ResumeConfig.ResumeType.RESUME)  # type: ignore[arg-type]

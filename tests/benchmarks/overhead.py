@@ -43,7 +43,7 @@ def _once(repeat: int) -> dict[str, Any]:
         run = run_search(experiment, Lines())
         trials = read_trials(Path(run) / "trials.jsonl")
         search = json.loads((Path(run) / "summary.json").read_text())["search"]
-        inside = sum(record.seconds for trial in trials for record in trial.epochs)
+        inside = sum(record.seconds + record.waited for trial in trials for record in trial.epochs)
     return {
         "repeat": repeat,
         "trials": len(trials),
