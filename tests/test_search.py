@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from ray.tune.schedulers import TrialScheduler
 
 from kdtune.cli.options import default_file
-from kdtune.errors import RunError
+from kdtune.errors import CacheError, RunError
 from kdtune.experiment import Experiment, Resources, load, textbook, with_values
 from kdtune.experiment.space import active, parse
 from kdtune.records import EpochRecord, TrialRecord
+from kdtune.search import board as board_module
 from kdtune.search.asha import Asha, rungs_of
 from kdtune.search.board import Board, Recorder, Row, last_error
 from kdtune.search.final import jobs_of, state_file
@@ -237,6 +238,28 @@ class TestRecorder:
         assert checkpoint.exists()
         recorder.get_state()
         assert not checkpoint.exists()
+
+    def test_columns_are_counted_until_all_are_there_and_a_storage_that_fails_ends_nothing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(board_module, "LOOK_EVERY_S", -1.0)
+        there: list[list[int]] = [[0], [0, 1, 2], [0, 1, 2, 3, 4]]  # the last has more than this search may need
+        looks: list[list[int]] = []
+
+        def columns() -> list[int]:
+            looks.append(there[len(looks)])
+            if len(looks) == 2:
+                raise CacheError("the bucket does not answer")
+            return looks[-1]
+
+        cache: Any = SimpleNamespace(views=4, columns=columns)
+        recorder = Recorder(tmp_path / "trials.jsonl", DIGITS, None, Unwatched(), resumed=False, caches=[cache])
+        seen = []
+        for step in range(5):
+            recorder.on_step_end(step, [])
+            seen.append(recorder.board.columns)
+        assert seen == [(1, 4), (1, 4), (4, 4), (4, 4), (4, 4)]
+        assert len(looks) == 3
 
 
 def test_the_last_error_of_a_traceback_is_shown_with_its_whole_message() -> None:
