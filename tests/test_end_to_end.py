@@ -11,17 +11,25 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
+from ray.cluster_utils import Cluster
 from safetensors.torch import load_file
 
 import kdtune
+from kdtune.cache import open_cache
 from kdtune.cli import main
 from kdtune.experiment import Experiment, load
 from kdtune.records import read_lines, read_trials
+from kdtune.search.columns import compute_columns
+from kdtune.search.session import session
+from kdtune.trial import Silent, prepare
+from tests.conftest import CPU, MakeExperiment
 
 # feature_weight is searched too, so trials from the cache and with the live teacher share a process
 EXPERIMENT = """
@@ -169,6 +177,17 @@ def test_the_summary_agrees_with_the_records(stages: Stages) -> None:
         assert row["mean"] == pytest.approx(sum(said.values()) / 2)
     best = max((trial for trial in trials if trial.complete), key=lambda trial: trial.val_accuracy)
     assert summary["best"]["val_accuracy"] == best.val_accuracy
+
+
+def test_trials_began_with_one_column_of_answers_and_computed_the_others_when_they_needed_them(stages: Stages) -> None:
+    run, outputs = stages
+    assert "1 of 6 view columns" in outputs["stopped"][1]
+    (manifest,) = (run.cwd / "runs" / ".caches").glob("*/manifest.json")
+    seals = {file.stem: json.loads(file.read_text()) for file in manifest.parent.glob("0*.json")}
+    assert sorted(seals) == [f"{view:05d}" for view in range(6)]
+    assert len({seal["by"] for seal in seals.values()}) > 1
+    trials = read_trials(run.folder / "trials.jsonl")
+    assert all(record.waited >= 0 for trial in trials for record in trial.epochs)
 
 
 def test_checkpoints_of_ended_trials_are_gone(stages: Stages) -> None:
@@ -321,3 +340,37 @@ def test_nothing_searched_is_a_comparison_of_what_the_file_says(searched: tuple[
     assert "Nothing was searched" in output
     assert "The distilled student is" in output
     assert not (folder / "runs" / "compared" / "ray").exists()
+
+
+# --- columns of a cache, computed side by side
+
+
+@pytest.fixture
+def two_nodes() -> Iterator[None]:
+    """A Ray cluster of two nodes with a CPU each, on this machine."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        cluster.add_node(num_cpus=1)
+        ray.init(address=cluster.address, logging_level="ERROR")
+        yield
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+@pytest.mark.usefixtures("two_nodes")
+def test_columns_are_computed_by_tasks_on_every_node_and_each_of_them_once(make_experiment: MakeExperiment) -> None:
+    # slow enough that the first task is not done before the second has started
+    slow = {"model": "resnet8", "train": {"epochs": 1, "batch_size": 32, "learning_rate": 0.1}}
+    experiment = make_experiment({"train.epochs": 24, "teacher": slow})
+    materials = prepare(experiment, CPU, Silent())
+    heard: list[tuple[int, int]] = []
+    with session(experiment.resources) as slots:
+        assert slots.concurrent == 2
+        compute_columns(experiment, materials, slots, lambda there, views: heard.append((there, views)))
+    assert heard[-1] == (24, 24)
+    cache = open_cache(materials.caches["teacher"], views=24)
+    assert cache.columns() == list(range(24))
+    assert cache.bad_columns() == []
+    seals = [cache.seal(view) for view in range(24)]
+    assert len({seal.by for seal in seals if seal is not None}) == 3  # this process made the first, two tasks the rest
