@@ -1,4 +1,4 @@
-"""The k largest logits of an image instead of all: a fifth of the bytes at 200 of 1000 classes.
+"""The k largest logits of an image instead of all: 804 bytes at 200 of 1000 classes, where all of them take 2000.
 
 In go logits [B, C]; out comes what is kept, and later the logits again. B images, C classes, k of them kept.
 
