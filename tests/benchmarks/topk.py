@@ -1,19 +1,20 @@
 """What keeping the k largest of 1000 logits does to the losses: a pretrained ImageNet teacher, photographs of --data.
 
-Every image gives one random resized crop of 224 pixels. Of the two students, `weaker` is the same network shown the
-crop at 128 pixels, `near` the teacher's own logits and noise of deviation 1. Forms besides float16 and `top-k even`,
-which the cache has: other numbers for the classes left out (`even-4`: their probability is right at temperature 4;
-`mean` of their logits; `none`: they have no probability, as is often done), and `8 bits`, every logit as one of 256
-steps between the image's least and largest, in 1008 bytes an image where top-200 takes 804.
+Every image gives one random resized crop of 224 pixels. Of the two students, `weak` is the same network shown the
+crop at 128 pixels, `near` the teacher's own logits and noise of deviation 1. Forms besides float16 and `top-k`, which
+the cache has: top-200 with other numbers for the classes left out (`even-4`: their probability is right at
+temperature 4; `mean` of their logits; `none`: they have no probability, as is often done), and `8 bits`, every logit
+as one of 256 steps between the image's least and largest, in 1008 bytes an image where top-200 takes 804.
 
-Columns: `rest` is the probability of what is left out; `nats` the divergence from the whole logits and `nats_99` its
-99th percentile (with `none` it has no bounds); `kl`, `dkd` and `dist` the relative errors of these losses in batches
-of 256, and each `_gradient` that of the gradient with respect to the student's logits, the length of the difference.
+A row goes over temperatures: `rest`, the probability of what is left out; `nats`, the divergence from the whole
+logits, and its 99th percentile (with `none` it has no bounds); `kl`, `dkd` and `dist`, the relative errors of these
+losses in batches of 256, and `grad` of their gradients with respect to the student's logits, by length.
 """
 
 import math
 import random
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -51,18 +52,27 @@ FILLS: dict[str, Callable[[Tensor], Tensor]] = {
 def measure(folder: Path) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """errors that top-k logits bring to the losses, on the images of --data"""
     torch.manual_seed(0)
-    teacher, weaker = answers(pretrained(), folder)  # [N, C] each
-    students = {"weaker": weaker, "near": teacher + torch.randn_like(teacher)}
+    teacher, weak = answers(pretrained(), folder)  # [N, C] each
+    students = {"weak": weak, "near": teacher + torch.randn_like(teacher)}
     forms = {"float16": (0, teacher.half().float()), "8 bits": (0, in_256_steps(teacher))}
-    forms |= {f"top-{k} even": (k, dense(largest(teacher, k), teacher.shape[1])) for k in (100, 200, 500)}
-    forms |= {f"top-200 {fill}": (200, filled(teacher, 200, fill)) for fill in FILLS}
-    rows = [
-        {"student": name, "form": form, "temperature": temperature, **errors(teacher, kept, student, k, temperature)}
-        for name, student in students.items()
-        for form, (k, kept) in forms.items()
-        for temperature in TEMPERATURES
-    ]
+    forms |= {f"top-{k}": (k, dense(largest(teacher, k), teacher.shape[1])) for k in (100, 200, 500)}
+    forms |= {fill: (200, filled(teacher, 200, fill)) for fill in FILLS}
+    rows = []
+    for form, (k, kept) in forms.items():
+        rows += _rows(form, "", partial(distances, teacher, kept, k))
+        for name, student in students.items():
+            rows += _rows(form, name, partial(errors, teacher, kept, student))
     return rows, {"images": len(teacher), "mean_largest_probability": float(teacher.softmax(1).amax(1).mean())}
+
+
+def _rows(form: str, student: str, found_at: Callable[[float], dict[str, float]]) -> list[dict[str, Any]]:
+    """A row for every number, a column for every temperature; two digits, which is what photographs allow."""
+    columns = {f"{temperature:g}": found_at(temperature) for temperature in TEMPERATURES}
+    return [
+        {"form": form, "of": student, "error": what}
+        | {temperature: float(f"{found[what]:.2g}") for temperature, found in columns.items()}
+        for what in columns["1"]
+    ]
 
 
 def pretrained() -> nn.Module:
@@ -103,16 +113,21 @@ def filled(logits: Tensor, k: int, fill: str) -> Tensor:
     return logits.half().float().scatter(1, others, number.expand(others.shape))
 
 
-def errors(whole: Tensor, kept: Tensor, student: Tensor, k: int, temperature: float) -> dict[str, float]:
-    """What changes where the teacher's `whole` logits are replaced by the `kept` ones, all [N, C]."""
+def distances(whole: Tensor, kept: Tensor, k: int, temperature: float) -> dict[str, float]:
+    """How far the `kept` form of the teacher's logits is from the `whole` ones, both [N, C]."""
     exact, rough = ((logits.double() / temperature).log_softmax(1) for logits in (whole, kept))
     nats = (exact.exp() * (exact - rough)).sum(1)
     rest = exact.exp().sort(dim=1, descending=True).values[:, k:].sum(1) if k else torch.zeros(1)
-    found = {"rest": float(rest.mean()), "nats": float(nats.mean()), "nats_99": float(nats.quantile(0.99))}
-    batches = list(zip(*(torch.split(part, BATCH) for part in (whole, kept, student)), strict=True))
+    return {"rest": float(rest.mean()), "nats": float(nats.mean()), "99%": float(nats.quantile(0.99))}
+
+
+def errors(whole: Tensor, kept: Tensor, student: Tensor, temperature: float) -> dict[str, float]:
+    """What the losses do with it, by the mean over batches."""
+    found: dict[str, float] = {}
     for name, loss in LOSSES.items():
+        batches = zip(*(torch.split(part, BATCH) for part in (whole, kept, student)), strict=True)
         apart = torch.tensor([_apart(loss, temperature, *batch) for batch in batches]).mean(0)
-        found |= {name: float(apart[0]), f"{name}_gradient": float(apart[1])}
+        found |= {name: float(apart[0]), f"{name} grad": float(apart[1])}
     return found
 
 
