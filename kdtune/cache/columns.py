@@ -1,6 +1,7 @@
 """One view column as an Arrow IPC file of one record batch: N rows in data-set order, C classes.
 
 All classes:  `logits`  fixed_size_list<float16>[C]
+Eight bits:   `codes`  fixed_size_list<uint8>[C], `least` and `step` float32 (`forms.py`)
 The top k:    `values`  fixed_size_list<float16>[k], `classes` fixed_size_list<int16>[k], `rest` float32: the
               log-sum-exp of all other classes
 
@@ -19,11 +20,16 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from kdtune.cache.forms import Eight, Top, dense, in_steps, largest
 from kdtune.cache.identity import Identity
-from kdtune.cache.top import Top, dense, largest
 from kdtune.errors import CacheError
 
-KINDS = {torch.float16: pa.float16(), torch.int16: pa.int16(), torch.float32: pa.float32()}
+KINDS = {
+    torch.float16: pa.float16(),
+    torch.int16: pa.int16(),
+    torch.uint8: pa.uint8(),
+    torch.float32: pa.float32(),
+}
 
 
 class Sink(Protocol):
@@ -36,13 +42,21 @@ class Column:
     """The answers to one view of every image, wherever their memory lies."""
 
     def __init__(self, parts: tuple[Tensor, ...], classes: int) -> None:
-        self.parts = parts  # [N, C] float16; or [N, k] float16, [N, k] int16 and [N] float32
+        self.parts = parts  # [N, C] float16, or those of `Eight` or of `Top` with N images
         self.classes = classes
 
     def logits(self, indices: Tensor) -> Tensor:
         """Logits [B, C], float32, of images `indices` [B], on the device of the column."""
+        kept = self._of(indices)
+        if isinstance(kept, Tensor):
+            return kept.float()
+        return kept.logits() if isinstance(kept, Eight) else dense(kept, self.classes)
+
+    def _of(self, indices: Tensor) -> Tensor | Eight | Top:
         chosen = [part[indices] for part in self.parts]
-        return chosen[0].float() if len(chosen) == 1 else dense(Top(*chosen), self.classes)
+        if len(chosen) == 1:
+            return chosen[0]
+        return Eight(*chosen) if chosen[0].dtype == torch.uint8 else Top(*chosen)
 
     def to(self, device: torch.device) -> "Column":
         return Column(tuple(part.to(device) for part in self.parts), self.classes)
@@ -52,21 +66,24 @@ class Column:
 
         Of the top k, the classes that were kept are compared, and what is left out as a whole.
         """
-        chosen = [part[indices] for part in self.parts]
-        kept = chosen[0].float()
-        if len(chosen) == 3:
-            classes = chosen[1].long()
+        kept, logits, rounding = self._of(indices), self.logits(indices), torch.zeros(())
+        if isinstance(kept, Eight):
+            rounding = kept.step.unsqueeze(1)
+        elif isinstance(kept, Top):
+            classes = kept.classes.long()
+            logits = torch.cat([kept.values.float(), kept.rest.unsqueeze(1)], dim=1)
             rest = fresh.scatter(1, classes, -torch.inf).logsumexp(dim=1, keepdim=True)
-            kept, fresh = (
-                torch.cat([kept, chosen[2][:, None]], dim=1),
-                torch.cat([fresh.gather(1, classes), rest], dim=1),
-            )
-        return ((fresh - kept).abs() > tolerance * fresh.abs().clamp_min(1)).any(dim=1)
+            fresh = torch.cat([fresh.gather(1, classes), rest], dim=1)
+        allowed = tolerance * fresh.abs().clamp_min(1) + rounding.to(fresh.device)
+        return ((fresh - logits).abs() > allowed).any(dim=1)
 
 
 def _layout(identity: Identity) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
     """Name, type and shape of each part of a column."""
     rows, k = identity.rows, identity.top_k
+    if identity.dtype == "uint8":
+        shape = (rows, identity.classes)
+        return {"codes": (torch.uint8, shape), "least": (torch.float32, (rows,)), "step": (torch.float32, (rows,))}
     if k is None:
         return {"logits": (torch.float16, (rows, identity.classes))}
     return {"values": (torch.float16, (rows, k)), "classes": (torch.int16, (rows, k)), "rest": (torch.float32, (rows,))}
@@ -90,8 +107,7 @@ class Draft:
 
     def add(self, logits: Tensor) -> None:
         """The answers [B, C] to the next images. Nothing waits for the device."""
-        k = self.identity.top_k
-        parts = (logits.half(),) if k is None else largest(logits.float(), k)
+        parts = _in_form(logits.float(), self.identity)
         self.fits &= torch.stack([part.isfinite().all() for part in parts if part.is_floating_point()]).all()
         for whole, part in zip(self.parts, parts, strict=True):
             whole[self.filled : self.filled + len(part)].copy_(part, non_blocking=True)
@@ -101,7 +117,9 @@ class Draft:
         """Raises CacheError where logits are out of range. Waits for the device, and so for the copies."""
         assert self.filled == self.identity.rows
         if not self.fits.item():
-            raise CacheError("the teacher's logits do not fit float16 (above 65504 or not finite); check the teacher")
+            raise CacheError(
+                "the teacher's logits are not finite, or do not fit float16 (above 65504); check the teacher"
+            )
 
     def write(self, sink: Sink) -> tuple[str, int]:
         """Writes the checked column; SHA-256 of its bytes, and their number."""
@@ -112,6 +130,12 @@ class Draft:
         with pa.ipc.new_file(hashing, batch.schema) as writer:
             writer.write_batch(batch)
         return hashing.digest.hexdigest(), hashing.count
+
+
+def _in_form(logits: Tensor, identity: Identity) -> tuple[Tensor, ...]:
+    if identity.dtype == "uint8":
+        return in_steps(logits)
+    return (logits.half(),) if identity.top_k is None else largest(logits, identity.top_k)
 
 
 class Hashing:

@@ -15,7 +15,6 @@ from kdtune.experiment import Data
 from kdtune.teacher import Teacher
 
 FORMAT = 2
-ALL = "all classes"
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Identity:
     rows: int
     classes: int
     top_k: int | None  # the largest logits of an image, or None for all of them
-    dtype: str = "float16"
+    dtype: str = "float16"  # of a logit; "uint8" is one of 256 steps between an image's least and largest
     format: int = FORMAT
 
     @property
@@ -40,12 +39,15 @@ class Identity:
 
     @property
     def form(self) -> str:
-        return ALL if self.top_k is None else f"top {self.top_k}"
+        """How logits are kept, in words."""
+        return f"top {self.top_k}" if self.top_k else "all, 8 bits" if self.dtype == "uint8" else "all, 16 bits"
 
     @property
     def bytes_of_logits(self) -> int:
-        """Of one column, without what Arrow adds: float16 logits; of the top k also their classes, and the rest."""
-        return self.rows * (2 * self.classes if self.top_k is None else 4 * self.top_k + 4)
+        """Of one column, without what Arrow adds to it."""
+        if self.top_k is not None:
+            return self.rows * (4 * self.top_k + 4)
+        return self.rows * (self.classes + 8 if self.dtype == "uint8" else 2 * self.classes)
 
     def differences(self, other: "Identity") -> list[str]:
         return [
@@ -80,13 +82,15 @@ class Manifest:
             ) from error
 
 
-def identify(dataset: Dataset, data: Data, teacher: Teacher, top_k: int | None = None) -> Identity:
-    """Raises CacheError where `top_k` would leave no class out."""
+def identify(
+    dataset: Dataset, data: Data, teacher: Teacher, top_k: int | None = None, dtype: str = "float16"
+) -> Identity:
+    """Raises CacheError where `top_k` would save nothing."""
     classes = len(dataset.classes)
-    if top_k is not None and top_k >= classes:
+    if top_k is not None and 2 * top_k >= classes:
         raise CacheError(
-            f"cache.top_k is {top_k}, but {dataset.name} has {classes} classes: there is nothing to leave out. "
-            f"Leave it null"
+            f"cache.top_k is {top_k}, but {dataset.name} has {classes} classes, and a logit of the largest takes "
+            f"twice the bytes: there is nothing to save. Leave it null"
         )
     detail = f" padding {data.crop_padding}" if data.augment.startswith("crop") else ""
     if data.resized:
@@ -100,6 +104,7 @@ def identify(dataset: Dataset, data: Data, teacher: Teacher, top_k: int | None =
         rows=len(dataset.labels),
         classes=classes,
         top_k=top_k,
+        dtype=dtype,
     )
 
 

@@ -65,5 +65,5 @@ def views_that_fit(wanted: int, caches: Sequence[LogitCache], *, fewer_will_do: 
         f"{least} view column{'s' * (least > 1)} of the teacher's logits need {needed(least) / 1e9:.2f} GB more in "
         f"{caches[0].store.address}, where {free / 1e9:.2f} GB are free. Free some space, set cache.storage elsewhere, "
         + ("" if fewer_will_do else "lower data.views, ")
-        + "or keep the largest logits only (cache.top_k)"
+        + "or keep less of a logit (cache.bits, cache.top_k)"
     )

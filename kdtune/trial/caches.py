@@ -39,7 +39,7 @@ def begin_caches(
     """
     caches = {}
     for name, teacher in teachers.items():
-        identity = identify(dataset, experiment.data, teacher, experiment.cache.top_k)
+        identity = identify(dataset, experiment.data, teacher, experiment.cache.top_k, experiment.cache.dtype)
         answers = answers_of(teacher, dataset, experiment, device)
         manifest = describe(identity, dataset, teacher)
         wanted = columns or views_needed(experiment)

@@ -2,6 +2,7 @@
 
 python -m tests.benchmarks overhead --json overhead.json
 python -m tests.benchmarks quickstart
+python -m tests.benchmarks top-k --data ~/photographs
 """
 
 import argparse
@@ -16,10 +17,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import overhead, quickstart
+from tests.benchmarks import overhead, quickstart, topk
 
 Result = tuple[list[dict[str, Any]], dict[str, float]]
 BENCHMARKS: dict[str, Callable[[], Result]] = {"overhead": overhead.measure, "quickstart": quickstart.measure}
+ON_IMAGES: dict[str, Callable[[Path], Result]] = {"top-k": topk.measure}  # of the folder that --data names
 
 
 def machine() -> dict[str, Any]:
@@ -39,14 +41,17 @@ def machine() -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks")
-    parser.add_argument("name", nargs="?", choices=sorted(BENCHMARKS))
+    parser.add_argument("name", nargs="?", choices=sorted(BENCHMARKS | ON_IMAGES))
+    parser.add_argument("--data", type=Path, metavar="DIR", help=f"images, for {', '.join(ON_IMAGES)}")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--list", action="store_true")
     arguments = parser.parse_args()
     if arguments.list or arguments.name is None:
-        print("\n".join(f"{name:<12} {BENCHMARKS[name].__doc__}" for name in sorted(BENCHMARKS)))
+        print("\n".join(f"{name:<12} {measure.__doc__}" for name, measure in sorted((BENCHMARKS | ON_IMAGES).items())))
         return
-    rows, ratios = BENCHMARKS[arguments.name]()
+    if (arguments.name in ON_IMAGES) != (arguments.data is not None):
+        parser.error(f"{', '.join(ON_IMAGES)} needs --data DIR, a folder of images; the others take none")
+    rows, ratios = ON_IMAGES[arguments.name](arguments.data) if arguments.data else BENCHMARKS[arguments.name]()
     table = Table(title=arguments.name)
     for column in rows[0]:
         table.add_column(column)
