@@ -26,6 +26,7 @@ from kdtune.trial.teachers import obtain, section_of
 class Progress(Protocol):
     """What `prepare` tells whoever watches."""
 
+    def files_read(self, done: int, total: int) -> None: ...
     def dataset_ready(self, dataset: Dataset) -> None: ...
     def teacher_epoch(self, name: str, record: EpochRecord) -> None: ...
     def teacher_ready(self, name: str, teacher: Teacher, dataset: Dataset) -> None: ...
@@ -35,6 +36,9 @@ class Progress(Protocol):
 
 class Silent:
     """Progress that nobody watches."""
+
+    def files_read(self, done: int, total: int) -> None:
+        """Nobody watches."""
 
     def dataset_ready(self, dataset: Dataset) -> None:
         """Nobody watches."""
@@ -66,7 +70,7 @@ def prepare(experiment: Experiment, device: torch.device, progress: Progress, *,
 
     What can be checked without the data's pixels or a teacher's weights is checked first.
     """
-    dataset = load_dataset(experiment.data)
+    dataset = load_dataset(experiment.data, progress.files_read)
     progress.dataset_ready(dataset)
     check_networks(experiment, dataset)
     on_device = dataset.to(device)
