@@ -50,6 +50,14 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is remembered of files goes nowhere near the home of whoever runs the tests."""
+    with pytest.MonkeyPatch.context() as session:
+        session.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("caches")))
+        yield
+
+
 @pytest.fixture
 def make_experiment(tmp_path: Path) -> MakeExperiment:
     """`make_experiment({dotted path: value})`: the tiny experiment, stored in this test's folder."""

@@ -283,6 +283,19 @@ def test_a_folder_with_resized_crops_lists_files_and_decodes_none(root: Path, da
     assert files_of(dataset).path(0) == root / "train" / "ant" / "000.jpg"
 
 
+def test_files_come_in_the_order_of_their_paths_whatever_the_characters(tmp_path: Path) -> None:
+    """The order of the strings would be another one: `-` and `.` sort before `/`."""
+    names = ["ant/x/1.png", "ant/x-y/1.png", "ant/x.PNG", "ant/x/1-2.png", "ant/.hidden.png", "bee/1.png", "bee/é.png"]
+    for name in (*names, "ant/notes.txt", "ant/.png"):
+        for part in ("train", "test"):
+            (tmp_path / part / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8)).save(tmp_path / part / name, "png")
+    paths = sorted(Path("train") / name for name in names)
+    for folder in (tmp_path, tmp_path / ".." / tmp_path.name):
+        files = files_of(load_dataset(config_of(folder)))
+        assert [files.path(index) for index in range(len(files))] == [folder / path for path in paths]
+
+
 def test_mean_and_std_are_those_of_plain_pictures_evenly_spaced(
     root: Path, config: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,10 +1,22 @@
 """What a person sees: the live table and the words around it, rendered to text."""
 
 import io
+import time
 
-from rich.console import Console
+import pytest
+from rich.console import Console, RenderableType
 
-from kdtune.cli.progress import board_table, duration, headline, results_table, short_config, verdict
+from kdtune.cli.progress import (
+    PATIENCE,
+    Lines,
+    Terminal,
+    board_table,
+    duration,
+    headline,
+    results_table,
+    short_config,
+    verdict,
+)
 from kdtune.search.board import Board, Row
 
 ROWS = {
@@ -78,3 +90,42 @@ def test_a_row_named_like_markup_is_shown_as_it_is() -> None:
     console = Console(width=140, record=True, file=io.StringIO())
     console.print(results_table({"results": [{"name": "T 4 [fixed]", **row}]}))
     assert "T 4 [fixed]" in console.export_text()
+
+
+def reading(watch: Lines, monkeypatch: pytest.MonkeyPatch, *moments: float) -> str:
+    """What is printed while 2,000 files are read, as many up to each of `moments` (in seconds)."""
+    clock = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: clock)
+    with watch.console.capture() as capture:
+        watch.files_read(0, 2000)
+        for number, moment in enumerate(moments, start=1):
+            clock = moment
+            watch.files_read(2000 * number // len(moments), 2000)
+    return capture.get()
+
+
+@pytest.mark.parametrize("kind", [Lines, Terminal])
+def test_reading_files_is_told_once_it_takes_long(kind: type[Lines], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert reading(kind(), monkeypatch, 0.1, PATIENCE - 0.1) == ""
+    told = reading(kind(), monkeypatch, 0.1, PATIENCE + 0.1, 20, 40)
+    assert told.count("\n") == 1
+    assert told.endswith("data      reading 2,000 files once, to know them again: 1,000 read\n")
+
+
+def test_a_log_hears_every_minute_how_far_the_reading_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = reading(Lines(), monkeypatch, 20, 40, 81, 90, 142)
+    assert [line.split()[-2] for line in told.splitlines()] == ["400", "1,200", "2,000"]
+
+
+def test_a_terminal_shows_how_far_the_reading_is_until_it_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    shown: list[RenderableType] = []
+    monkeypatch.setattr(terminal.live, "update", shown.append)
+    reading(terminal, monkeypatch, 0.1, PATIENCE - 0.1)
+    assert shown == []
+    reading(terminal, monkeypatch, 20, 40, 60, 80)
+    with terminal.console.capture() as capture:
+        terminal.console.print(*shown, sep="\n")
+    words = [line.strip() for line in capture.get().splitlines() if "files" in line]
+    assert words == ["data: 500/2,000 files", "data: 1,000/2,000 files", "data: 1,500/2,000 files"]
+    assert str(shown[-1]) == ""

@@ -1,8 +1,10 @@
 """What a search prepares where there are several teachers, peers or few labels, and what a bench starts from it."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from kdtune import training
 from kdtune.data import batches
@@ -86,3 +88,18 @@ def test_students_of_few_labels_learn_from_every_image_unless_told_otherwise(mak
         "ignore": labelled,
         "ignore, alone": labelled,
     }
+
+
+def test_whoever_watches_hears_that_pictures_are_read(make_experiment: MakeExperiment, tmp_path: Path) -> None:
+    class Listener(Silent):
+        def files_read(self, done: int, total: int) -> None:
+            raise RuntimeError(f"{done} of {total}")
+
+    for part in ("train", "test"):
+        for name in ("ant/0", "ant/1", "bee/0", "bee/1"):
+            path = tmp_path / "pictures" / part / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8)).save(path)
+    pictures = {"dataset": "folder", "root": str(tmp_path / "pictures"), "augment": "random-resized-crop"}
+    with pytest.raises(RuntimeError, match="0 of 4"):
+        prepare(make_experiment({"data": {**pictures, "image_size": 8}}), CPU, Listener())

@@ -72,12 +72,14 @@ def verify(file: File = None, overrides: Overrides = None) -> None:
 def _find(experiment: "Experiment") -> "dict[str, LogitCache]":
     """The caches of an experiment whose teachers exist already; trains nothing and builds nothing."""
     from kdtune.cache import identify, open_cache
+    from kdtune.cli.progress import watcher
     from kdtune.data import load_dataset
     from kdtune.experiment.chain import teachers_of_students
     from kdtune.trial import cache_folder, locate, with_assistants
 
     experiment = with_assistants(experiment)
-    dataset = load_dataset(experiment.data)
+    with watcher() as watch:
+        dataset = load_dataset(experiment.data, watch.files_read)
     teachers = locate(experiment, dataset)
     found = {}
     for name in teachers_of_students(experiment):

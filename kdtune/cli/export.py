@@ -13,6 +13,7 @@ def export(
     ] = None,
 ) -> None:
     """Write the best student of a run (safetensors, config, model card), read it back and compare."""
+    from kdtune.cli.progress import watcher
     from kdtune.data import load_dataset
     from kdtune.experiment import with_values
     from kdtune.export import export_run
@@ -22,7 +23,8 @@ def export(
     experiment = read_run(run)
     summary = read_summary(run)
     target = to or run / "student"
-    dataset = load_dataset(experiment.data)
+    with watcher() as watch:
+        dataset = load_dataset(experiment.data, watch.files_read)
     check_materials(run, made_of(dataset))
     difference = export_run(run, target, with_values(experiment, summary["best"]["config"]), dataset, summary)
     typer.echo(f"{target}: read back, largest difference of logits on real images {difference:.1e}")

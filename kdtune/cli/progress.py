@@ -3,6 +3,7 @@
 `Terminal` and `Lines` both are watchers of `kdtune.trial.prepare` and `kdtune.search.run_search`.
 """
 
+import math
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from kdtune.search.board import Board, Row
 
 PIPE_WIDTH = 140
+PATIENCE = 1.5  # seconds of reading files that pass without a word
 SHOWN_ROWS = 10
 SHOWN_CHANGES = 3
 STYLES = {"running": "cyan", "complete": "green", "stopped": "dim", "diverged": "red", "failed": "red"}
@@ -36,15 +38,26 @@ STYLES = {"running": "cyan", "complete": "green", "stopped": "dim", "diverged": 
 class Lines:
     """One line for each thing worth a line; for logs, pipes and CI."""
 
+    words_apart = 60.0  # seconds from one word about the files read to the next
+
     def __init__(self) -> None:
         # a pipe has no width; tables in it should not be squeezed into 80 columns
         self.console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
         self.began = time.monotonic()
         self._reported: set[str] = set()
+        self._due = 0.0  # when a word about the files read is next
 
     def say(self, text: str) -> None:
         # not as markup: paths and class names may hold brackets
         self.console.print(Text(f"{time.monotonic() - self.began:6.1f} s  ", "dim").append(text, "not dim"))
+
+    def files_read(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if done == 0:
+            self._due = now + PATIENCE
+        elif now >= self._due:
+            self._due = now + self.words_apart
+            self.say(f"data      reading {total:,} files once, to know them again: {done:,} read")
 
     def dataset_ready(self, dataset: Dataset) -> None:
         channels, height, width = dataset.shape
@@ -116,9 +129,16 @@ class Lines:
 class Terminal(Lines):
     """Lines for what is finished, and below them one live picture of what is going on."""
 
+    words_apart = math.inf  # after the first one the picture tells
+
     def __init__(self) -> None:
         super().__init__()
         self.live = Live(console=self.console, refresh_per_second=6, transient=True)
+
+    def files_read(self, done: int, total: int) -> None:
+        super().files_read(done, total)
+        if self._due == math.inf:
+            self.live.update(_bar(f"data: {done:,}/{total:,} files", done, total) if done < total else Text(""))
 
     def teacher_epoch(self, name: str, record: EpochRecord) -> None:
         self.live.update(

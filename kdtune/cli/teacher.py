@@ -15,7 +15,7 @@ def teacher(file: File = None, overrides: Overrides = None) -> None:
 
     with resumable(), watcher() as watch:
         experiment = with_assistants(experiment)
-        dataset = load_dataset(experiment.data)
+        dataset = load_dataset(experiment.data, watch.files_read)
         watch.dataset_ready(dataset)
         device = default_device()
         check_networks(experiment, dataset)

@@ -8,7 +8,6 @@ decoded anew for every view (`ImageFiles`). `read` treats both alike. Shapes: N 
     torch.Size([1347, 1, 8, 8])
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,6 +15,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from kdtune.data.fingerprints import Watch, fingerprint
 from kdtune.data.folders import FOLDERS
 from kdtune.data.images import ImageFiles, Images, Pixels
 from kdtune.data.published import NORMALISATION, PUBLISHED
@@ -101,8 +101,11 @@ def affine(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]
     return 1 / (255 * stds), -means / stds
 
 
-def load_dataset(config: Data) -> Dataset:
-    """The data set of an experiment. Raises DataError naming the folder or file that is wrong."""
+def load_dataset(config: Data, watch: Watch | None = None) -> Dataset:
+    """The data set of an experiment. Raises DataError naming the folder or file that is wrong.
+
+    Images that stay on disk are read the first time, to know them again: `watch(done, total)` hears how far that is.
+    """
     train, test, classes = DATASETS[config.dataset](config)
     fit, validation = split(train.labels, classes, config.validation, config.split_seed)
     given = keep_labels(train.labels, (fit, validation), len(classes), config.labels_kept, config.split_seed)
@@ -119,7 +122,7 @@ def load_dataset(config: Data) -> Dataset:
         validation=validation,
         mean=mean,
         std=std,
-        fingerprint=_fingerprint(train, test, classes),
+        fingerprint=fingerprint(train, test, classes, watch),
     )
 
 
@@ -189,23 +192,6 @@ def _measure(images: Pixels) -> tuple[tuple[float, ...], tuple[float, ...]]:
         means.append(round(mean.item(), 6))
         stds.append(max(round(variance.sqrt().item(), 6), 1e-3))  # a constant channel stays constant
     return tuple(means), tuple(stds)
-
-
-def _fingerprint(train: Images, test: Images, classes: tuple[str, ...]) -> str:
-    """SHA-256 of class names, ordered labels, shapes and pixels, training and test.
-
-    Pixels of images on disk are not read: the names and sizes of their files stand in for them.
-    """
-    digest = hashlib.sha256("\0".join(classes).encode())
-    for part in (train, test):
-        digest.update(str(tuple(part.images.shape)).encode())
-        digest.update(part.labels.numpy().tobytes())
-        if isinstance(part.images, ImageFiles):
-            digest.update(b"\0".join(part.images.names.tolist()))
-            digest.update(str(part.images.sizes()).encode())
-        else:
-            digest.update(part.images.contiguous().numpy().data)
-    return digest.hexdigest()
 
 
 def _digits(config: Data) -> tuple[Images, Images, tuple[str, ...]]:

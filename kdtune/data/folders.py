@@ -25,9 +25,12 @@ IMAGENET_TEST_FOLDERS = ("val", "test")  # ImageNet's own test/ has no labels an
 
 @dataclass(frozen=True)
 class Listing:
-    """Files and their labels, class after class; -1 is no label."""
+    """Files and their labels, class after class; -1 is no label.
 
-    files: Sequence[Path]
+    Files are strings: for the million of ImageNet, `Path`s would take longer than all the rest of loading.
+    """
+
+    files: Sequence[str]
     labels: Sequence[int]
 
     def images(self, config: Data) -> Images:
@@ -36,12 +39,13 @@ class Listing:
 
     def _files(self, config: Data) -> ImageFiles:
         assert config.root is not None
-        names = np.array([os.fsencode(file.relative_to(config.root)) for file in self.files])
+        above = os.path.join(Path(config.root), "")
+        names = np.array([os.fsencode(file.removeprefix(above)) for file in self.files])
         return ImageFiles(config.root, names, config.side, workers=config.decode_workers)
 
     def _decoded(self, size: int) -> Tensor:
         with ThreadPoolExecutor() as pool:  # PIL decodes outside the interpreter lock
-            return torch.stack(list(pool.map(lambda file: square(file, size), self.files)))
+            return torch.stack(list(pool.map(lambda file: square(Path(file), size), self.files)))
 
 
 def read_folder(config: Data) -> tuple[Images, Images, tuple[str, ...]]:
@@ -99,7 +103,7 @@ def _classes(folder: Path) -> tuple[str, ...]:
 
 
 def _labelled(folder: Path, classes: tuple[str, ...]) -> Listing:
-    files: list[Path] = []
+    files: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
         found = _found(folder / name, "class folder")
@@ -108,20 +112,23 @@ def _labelled(folder: Path, classes: tuple[str, ...]) -> Listing:
     return Listing(files, labels)
 
 
-def _found(folder: Path, what: str) -> list[Path]:
-    found = sorted(_images_below(folder))
+def _found(folder: Path, what: str) -> list[str]:
+    """In the order of `Path`s: by the names of folders, then of files."""
+    found = sorted(_images_below(folder), key=lambda file: file.split(os.sep))
     if not found:
         known = " ".join(sorted(IMAGE_SUFFIXES))
         raise DataError(f"{what} {folder} has no images (looked for {known}); fill or remove it")
     return found
 
 
-def _images_below(folder: Path) -> Iterator[Path]:
+def _images_below(folder: Path) -> Iterator[str]:
     def refuse(error: OSError) -> None:
         raise error  # os.walk passes over folders that it may not read
 
     for parent, _, names in os.walk(folder, onerror=refuse, followlinks=True):
-        yield from (Path(parent) / name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES)
+        for name in names:
+            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
+                yield os.path.join(parent, name)
 
 
 FOLDERS: dict[str, Callable[[Data], tuple[Images, Images, tuple[str, ...]]]] = {

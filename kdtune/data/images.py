@@ -52,13 +52,6 @@ class ImageFiles:
     def path(self, index: int) -> Path:
         return Path(self.root) / os.fsdecode(self.names[index])
 
-    def sizes(self) -> list[int]:
-        """Bytes of every file. Raises DataError that names a file which is gone."""
-        try:
-            return [self.path(index).stat().st_size for index in range(len(self))]
-        except OSError as error:
-            raise DataError(f"cannot read image {error.filename}: {error.strerror}") from error
-
     def decode(self, index: int, crop: Sequence[int] | None, scale: tuple[float, float], *, flipped: bool) -> Tensor:
         """RGB [3, side, side]: a random resized crop from the numbers `crop`, or the plain image; perhaps mirrored.
 

@@ -25,6 +25,7 @@ from kdtune.trial.teachers import obtain, section_of
 class Progress(Protocol):
     """What `prepare` tells whoever watches."""
 
+    def files_read(self, done: int, total: int) -> None: ...
     def dataset_ready(self, dataset: Dataset) -> None: ...
     def teacher_epoch(self, name: str, record: EpochRecord) -> None: ...
     def teacher_ready(self, name: str, teacher: Teacher, dataset: Dataset) -> None: ...
@@ -34,6 +35,9 @@ class Progress(Protocol):
 
 class Silent:
     """Progress that nobody watches."""
+
+    def files_read(self, done: int, total: int) -> None:
+        """Nobody watches."""
 
     def dataset_ready(self, dataset: Dataset) -> None:
         """Nobody watches."""
@@ -75,7 +79,7 @@ def prepare(
     that is taken up again has begun with. A cache has its first column afterwards, the others come when a trial needs
     them; or all of them, whole in every byte, with `complete`.
     """
-    dataset = load_dataset(experiment.data)
+    dataset = load_dataset(experiment.data, progress.files_read)
     progress.dataset_ready(dataset)
     check_networks(experiment, dataset)
     on_device = dataset.to(device)
