@@ -106,8 +106,8 @@ class LogitCache:
     def columns(self) -> list[int]:
         """The columns that are there."""
         sizes = self.store.sizes()
-        found = (int(name.removesuffix(".arrow")) for name in sizes if name.endswith(".arrow"))
-        return sorted(view for view in found if seal_name(view) in sizes)
+        found = (_view_of(name) for name in sizes)
+        return sorted(view for view in found if view is not None and seal_name(view) in sizes)
 
     def seal(self, view: int) -> Seal | None:
         """What makes a column whole; None where it is not there (yet)."""
@@ -271,6 +271,12 @@ def column_name(view: int) -> str:
 
 def seal_name(view: int) -> str:
     return f"{view:05d}.json"
+
+
+def _view_of(name: str) -> int | None:
+    """The view of a column's file, None of any other: people put files of their own into folders."""
+    stem = name.removesuffix(".arrow")
+    return int(stem) if stem.isdecimal() and name == column_name(int(stem)) else None
 
 
 def hash_of(path: Path) -> str:
