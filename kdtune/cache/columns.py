@@ -26,6 +26,10 @@ from kdtune.errors import CacheError
 KINDS = {torch.float16: pa.float16(), torch.int16: pa.int16(), torch.float32: pa.float32()}
 
 
+class DamagedError(CacheError):
+    """A column's bytes are not those that were written. What cannot be reached for now is no such thing."""
+
+
 class Sink(Protocol):
     """What a column is written into."""
 
@@ -136,6 +140,14 @@ class Hashing:
 
     def flush(self) -> None:
         """Whoever owns the sink flushes it."""
+
+
+def hash_of(path: Path) -> str:
+    hashing = Hashing()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            hashing.write(piece)
+    return hashing.digest.hexdigest()
 
 
 def _arrow(part: Tensor) -> pa.Array:

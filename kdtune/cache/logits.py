@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from kdtune.cache.columns import Column, Draft, Hashing, open_column
+from kdtune.cache.columns import Column, DamagedError, Draft, Hashing, hash_of, open_column
 from kdtune.cache.copies import Copies, default_copies
 from kdtune.cache.identity import Identity, Manifest
 from kdtune.cache.store import Store, is_uri, store_at
@@ -185,19 +185,21 @@ class LogitCache:
             return False
         if self._matches(view, seal):
             return True
-        if self.copies is not None:
-            self.copies.forget(column_name(view))
-            if self._matches(view, seal):
-                return True
         with self.store.claim(column_name(view)) as mine:
             if mine and self.seal(view) == seal:
                 self.store.remove(seal_name(view))
         return False
 
     def _matches(self, view: int, seal: Seal) -> bool:
+        name = column_name(view)
         try:
-            return hash_of(self._file(view, seal)) == seal.sha256
-        except (FileNotFoundError, CacheError):
+            if self.copies is not None:
+                self.copies.check(name, seal.sha256)
+                return True
+            path = self.store.path(name)
+            assert path is not None
+            return hash_of(path) == seal.sha256
+        except (FileNotFoundError, DamagedError):
             return False
 
     def _compute_one_of(self, views: Sequence[int]) -> bool:
@@ -277,14 +279,6 @@ def _view_of(name: str) -> int | None:
     """The view of a column's file, None of any other: people put files of their own into folders."""
     stem = name.removesuffix(".arrow")
     return int(stem) if stem.isdecimal() and name == column_name(int(stem)) else None
-
-
-def hash_of(path: Path) -> str:
-    hashing = Hashing()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            hashing.write(piece)
-    return hashing.digest.hexdigest()
 
 
 def open_cache(
