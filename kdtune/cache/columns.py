@@ -59,7 +59,7 @@ class Column:
         chosen = [part[indices] for part in self.parts]
         kept = chosen[0].float()
         if len(chosen) == 3:
-            classes = chosen[1].long()
+            classes = chosen[1].long().clamp(0, self.classes - 1)  # a damaged one is no reason to crash
             rest = fresh.scatter(1, classes, -torch.inf).logsumexp(dim=1, keepdim=True)
             kept, fresh = (
                 torch.cat([kept, chosen[2][:, None]], dim=1),
@@ -78,6 +78,14 @@ def _layout(identity: Identity) -> dict[str, tuple[torch.dtype, tuple[int, ...]]
 
 def _marks(identity: Identity, view: int) -> dict[bytes, bytes]:
     return {b"kdtune.cache": identity.key.encode(), b"kdtune.view": str(view).encode()}
+
+
+def _schema(identity: Identity, view: int) -> pa.Schema:
+    types = {
+        name: pa.list_(KINDS[dtype], shape[1]) if len(shape) > 1 else KINDS[dtype]
+        for name, (dtype, shape) in _layout(identity).items()
+    }
+    return pa.schema(types, metadata=_marks(identity, view))
 
 
 class Draft:
@@ -110,8 +118,7 @@ class Draft:
     def write(self, sink: Sink) -> tuple[str, int]:
         """Writes the checked column; SHA-256 of its bytes, and their number."""
         fields = [_arrow(part) for part in self.parts]
-        batch = pa.record_batch(fields, names=list(_layout(self.identity)))
-        batch = batch.replace_schema_metadata(_marks(self.identity, self.view))
+        batch = pa.record_batch(fields, schema=_schema(self.identity, self.view))
         hashing = Hashing(sink)
         with pa.ipc.new_file(hashing, batch.schema) as writer:
             writer.write_batch(batch)
@@ -160,16 +167,19 @@ def open_column(path: Path, identity: Identity, view: int) -> Column:
     try:
         with pa.memory_map(str(path)) as source:
             batch = pa.ipc.open_file(source).get_batch(0)
+            batch.validate()  # lengths that do not fit would end the process further on
     except FileNotFoundError:
         raise CacheError(f"{path} is missing. `kdtune cache build` computes it again") from None
-    except (pa.ArrowInvalid, pa.ArrowSerializationError) as error:
-        raise CacheError(f"{path} is damaged: {error}. `kdtune cache build` computes it again") from error
+    except (pa.ArrowException, ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the system's own; Arrow has OSErrors for damage
+            raise
+        raise DamagedError(f"{path} is damaged: {error}. `kdtune cache build` computes it again") from error
     found = {key: (batch.schema.metadata or {}).get(key) for key in _marks(identity, view)}
     if found != _marks(identity, view):
         raise CacheError(f"{path} is not view {view} of cache {identity.key}, but says of itself {found}")
-    layout = _layout(identity)
-    if batch.schema.names != list(layout) or batch.num_rows != identity.rows:
-        raise CacheError(f"{path} holds {batch.num_rows} rows of {batch.schema}, expected {identity.rows} of {layout}")
+    layout, schema = _layout(identity), _schema(identity, view)
+    if batch.schema != schema or batch.num_rows != identity.rows:
+        raise CacheError(f"{path} holds {batch.num_rows} rows of {batch.schema}, expected {identity.rows} of {schema}")
     return Column(tuple(_tensor(batch.column(name), *like) for name, like in layout.items()), identity.classes)
 
 
