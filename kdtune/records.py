@@ -13,6 +13,7 @@ import fcntl
 import json
 import math
 import os
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -159,7 +160,9 @@ def write_bytes(path: Path, content: bytes) -> None:
 @contextmanager
 def writing(path: Path) -> Iterator[BinaryIO]:
     """A file to be written: there as a whole once the block has ended, and not at all where it raises."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}{PART}")
+    beside = path.with_name(
+        f".{path.name}.{uuid.uuid4().hex}{PART}"
+    )  # threads, and nodes on one disk, share process ids
     try:
         with _named(path), beside.open("wb") as file:
             yield file
@@ -175,7 +178,10 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
     """Holds the lock file `path`, which goes with the process. Raises BlockingIOError if another has it, or waits."""
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+        try:
+            yield
+        finally:  # closing is not enough: a process that was forked meanwhile holds the same open file
+            fcntl.flock(file, fcntl.LOCK_UN)
 
 
 @contextmanager

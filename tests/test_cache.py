@@ -1,13 +1,9 @@
-"""The cache against the teacher's own answers, against plain Arrow, and against damage of every kind."""
+"""What a cache holds, what it belongs to, how it is read: against the teacher's own answers and plain Arrow."""
 
 import dataclasses
 import json
-import os
 import shutil
-import threading
 from collections import namedtuple
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,89 +11,21 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from kdtune.cache import Identity, LogitCache, answer, build, column_path, identify, open_cache
-from kdtune.data import DATASETS, Dataset, Images, augment, load_dataset
+from kdtune.cache import open_cache, views_that_fit
+from kdtune.data import DATASETS, Dataset, Images, load_dataset
 from kdtune.errors import CacheError
 from kdtune.experiment import Data
-from kdtune.models import build_model
-from kdtune.teacher import Teacher, fingerprint
+from tests.caches import DATA, ROWS, Bench, a_network
 
-DATA = Data(dataset="digits", augment="crop-flip", crop_padding=2, view_seed=11)
 Read = tuple[Images, Images, tuple[str, ...]]
 DiskUsage = namedtuple("DiskUsage", "total used free")
 
 
-def silent(done: int, views: int) -> None:
-    """Progress that nobody watches."""
-
-
-def a_network(seed: int) -> nn.Module:
-    torch.manual_seed(seed)
-    network = build_model("cnn-8-16", (1, 8, 8), 3).eval()
-    return network.requires_grad_(requires_grad=False)
-
-
-def described(network: nn.Module) -> Teacher:
-    return Teacher("", "cnn-8-16", (1, 8, 8), 3, fingerprint("cnn-8-16", network.state_dict()), 0.9, trained_here=True)
-
-
-@dataclass
-class Bench:
-    """A toy data set, an untrained teacher that counts its calls, and a folder."""
-
-    folder: Path
-    dataset: Dataset
-    network: nn.Module
-    data: Data = DATA
-    calls: int = 0
-
-    def __post_init__(self) -> None:
-        self.network.register_forward_hook(self._count)
-
-    def _count(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        self.calls += 1
-
-    @property
-    def identity(self) -> Identity:
-        return identify(self.dataset, self.data, described(self.network))
-
-    def build(self, views: int, progress: Callable[[int, int], None] = silent, *, recheck: bool = False) -> LogitCache:
-        teacher = described(self.network)
-        return build(
-            self.folder, self.identity, views, teacher, self.dataset, self.data, self.network, progress, recheck=recheck
-        )
-
-    def answers(self, view: int) -> Tensor:
-        """The teacher asked directly, step by step."""
-        rows = torch.arange(len(self.dataset.labels))
-        with torch.no_grad():
-            logits: Tensor = self.network(self.dataset.normalise(augment(self.dataset.pixels, rows, view, self.data)))
-        return logits
-
-    def path(self, view: int) -> Path:
-        return column_path(self.folder, view)
-
-
 @pytest.fixture
 def bench(toy: Dataset, tmp_path: Path) -> Bench:
-    return Bench(tmp_path / "cache", toy, a_network(0))
-
-
-def flip_a_byte(path: Path) -> None:
-    """In the middle of the logits; the size stays."""
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 0xFF
-    path.write_bytes(bytes(content))
-
-
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def stamps(bench: Bench, views: int) -> list[int]:
-    return [bench.path(view).stat().st_mtime_ns for view in range(views)]
+    return Bench(tmp_path / "cache", toy)
 
 
 # --- what is stored
@@ -105,39 +33,70 @@ def stamps(bench: Bench, views: int) -> list[int]:
 
 def test_columns_are_the_teachers_own_answers_rounded_to_float16(bench: Bench) -> None:
     cache = bench.build(3)
+    stored = []
     for view in range(3):
-        assert cache.column(view).dtype == torch.float16
-        assert torch.equal(cache.column(view), bench.answers(view).half())
-    assert not torch.equal(cache.column(0), cache.column(1))
+        (logits,) = cache.column(view).parts
+        assert logits.dtype == torch.float16
+        assert torch.equal(logits, bench.logits(view).half())
+        stored.append(logits)
+    assert not torch.equal(stored[0], stored[1])
 
 
 def test_a_lookup_gives_the_rows_that_were_asked_for_in_their_order(bench: Bench) -> None:
     cache = bench.build(2)
     for view in (1, 0):
-        indices = torch.randperm(66, generator=torch.Generator().manual_seed(view))[:40]
+        indices = torch.randperm(ROWS, generator=torch.Generator().manual_seed(view))[:40]
         logits = cache.teacher_logits(view, indices)
         assert logits.dtype == torch.float32
-        for row, index in enumerate(indices.tolist()):
-            assert torch.equal(logits[row], cache.column(view)[index].float())
-        torch.testing.assert_close(logits, bench.answers(view)[indices], rtol=1e-3, atol=1e-3)
+        assert torch.equal(logits, bench.logits(view).half().float()[indices])
 
 
 def test_the_answer_to_some_rows_is_that_of_the_whole_column(bench: Bench) -> None:
     """The same view whatever the batch."""
     rows = torch.tensor([64, 3, 17])
-    one_by_one = answer(bench.network, bench.dataset, bench.data, 1, rows)
-    torch.testing.assert_close(one_by_one, bench.answers(1)[rows])
+    answers = bench.answers()
+    torch.testing.assert_close(torch.cat(list(answers.to(1, rows))), bench.logits(1)[rows])
+    assert answers.asked == 3
 
 
 def test_plain_pyarrow_reads_a_column(bench: Bench) -> None:
     bench.build(1)
     with pa.memory_map(str(bench.path(0))) as source:
         table = pa.ipc.open_file(source).read_all()
-        assert table.num_rows == 66
+        assert table.num_rows == ROWS
         assert table.schema.field(0).type == pa.list_(pa.float16(), 3)
         assert table.column(0).null_count == 0
-        rows = [[float(value) for value in row] for row in table.column(0).to_pylist()]
-    assert rows == bench.answers(0).half().tolist()
+        rows = [[float(value) for value in row] for row in table.column("logits").to_pylist()]
+    assert rows == bench.logits(0).half().tolist()
+
+
+def test_plain_pyarrow_reads_the_largest_logits(bench: Bench) -> None:
+    bench.top_k = 2
+    bench.build(1)
+    with pa.memory_map(str(bench.path(0))) as source:
+        table = pa.ipc.open_file(source).read_all()
+        assert table.schema.names == ["values", "classes", "rest"]
+        assert table.schema.metadata == {b"kdtune.cache": bench.identity.key.encode(), b"kdtune.view": b"0"}
+        classes, rest = table.column("classes").to_pylist(), table.column("rest").to_pylist()
+        values = [[float(value) for value in row] for row in table.column("values").to_pylist()]
+    logits = bench.logits(0)
+    for row in range(ROWS):
+        assert values[row] == logits[row, classes[row]].half().tolist()
+        (left_out,) = {0, 1, 2} - set(classes[row])
+        assert logits[row, left_out] <= logits[row, classes[row]].min()
+        assert rest[row] == pytest.approx(float(logits[row, left_out]), abs=1e-4)
+
+
+def test_the_top_k_come_back_as_logits_of_all_classes(bench: Bench) -> None:
+    """Of three classes two are kept; what is left out is one class, and so is told exactly."""
+    bench.top_k = 2
+    cache = bench.build(2)
+    indices = torch.tensor([5, 60, 0, 17])
+    for view in (1, 0):
+        looked_up = cache.teacher_logits(view, indices)
+        assert looked_up.dtype == torch.float32
+        torch.testing.assert_close(looked_up, bench.logits(view)[indices], rtol=2e-3, atol=2e-3)
+    assert torch.equal(bench.read().teacher_logits(1, indices), cache.teacher_logits(1, indices))
 
 
 def test_a_column_is_mapped_not_read(bench: Bench) -> None:
@@ -151,15 +110,16 @@ def test_a_column_is_mapped_not_read(bench: Bench) -> None:
     assert str(bench.path(1)) in maps.read_text()
     assert str(bench.path(0)) not in maps.read_text()
     assert pa.total_allocated_bytes() == before
-    assert column.shape == (66, 3)
+    assert column.parts[0].shape == (ROWS, 3)
 
 
 def test_a_column_is_opened_once(bench: Bench) -> None:
     cache = bench.build(1)
-    assert cache.column(0).data_ptr() == cache.column(0).data_ptr()
+    assert cache.column(0) is cache.column(0)
 
 
-def test_the_size_is_that_of_the_numbers_and_a_small_overhead(toy: Dataset, tmp_path: Path) -> None:
+@pytest.mark.parametrize("top_k", [None, 3])
+def test_the_size_is_that_of_the_numbers_and_a_small_overhead(toy: Dataset, tmp_path: Path, top_k: int | None) -> None:
     rows, views, classes = 20_000, 3, 10
     generator = torch.Generator().manual_seed(0)
     dataset = dataclasses.replace(
@@ -168,21 +128,35 @@ def test_the_size_is_that_of_the_numbers_and_a_small_overhead(toy: Dataset, tmp_
         labels=torch.arange(rows) % classes,
         classes=tuple("0123456789"),
     )
-    bench = Bench(tmp_path / "cache", dataset, nn.Sequential(nn.Flatten(), nn.Linear(16, classes)))
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, classes))
+    bench = Bench(tmp_path / "cache", dataset, network, top_k=top_k)
     bench.build(views)
-    size = sum(file.stat().st_size for file in bench.folder.iterdir())
-    ideal = rows * views * classes * 2
-    assert ideal < size <= 1.01 * ideal + 4096
+    size = sum(file.stat().st_size for file in bench.folder.iterdir() if file.is_file())
+    ideal = views * bench.identity.bytes_of_logits
+    assert ideal == views * rows * (classes * 2 if top_k is None else 2 * top_k + 2 * top_k + 4)
+    assert ideal < size <= 1.01 * ideal + 6144
 
 
-def test_no_partial_files_are_left(bench: Bench) -> None:
+def test_columns_seals_and_the_manifest_are_all_that_is_left(bench: Bench) -> None:
+    cache = bench.build(2)
+    names = ["00000.arrow", "00000.json", "00001.arrow", "00001.json", "locks", "manifest.json"]
+    assert sorted(file.name for file in bench.folder.iterdir()) == names
+    for view in range(2):
+        seal = cache.seal(view)
+        assert seal is not None
+        assert (seal.bytes, seal.device) == (bench.path(view).stat().st_size, "cpu")
+
+
+def test_files_of_others_in_the_folder_are_let_be(bench: Bench) -> None:
     bench.build(2)
-    assert sorted(file.name for file in bench.folder.iterdir()) == [
-        "00000.arrow",
-        "00001.arrow",
-        "lock",
-        "manifest.json",
-    ]
+    for name in ("x.arrow", "1.arrow", "000001.arrow", "notes.txt", "x.json", "used-by-ab", ".hidden", "-0001.arrow"):
+        (bench.folder / name).write_text("mine")
+    (bench.folder / "00007.arrow").mkdir()
+    before = {file.name for file in bench.folder.iterdir()}
+    cache = bench.build(2)
+    assert cache.columns() == [0, 1]
+    assert cache.bad_columns() == []
+    assert {file.name for file in bench.folder.iterdir()} == before
 
 
 # --- what it belongs to
@@ -190,10 +164,11 @@ def test_no_partial_files_are_left(bench: Bench) -> None:
 
 def test_a_cache_opens_for_its_own_identity(bench: Bench) -> None:
     bench.build(2)
-    cache = open_cache(bench.folder, bench.identity)
-    assert cache.manifest.views == 2
-    assert torch.equal(cache.column(1), bench.answers(1).half())
+    cache = open_cache(bench.place, bench.identity)
+    assert torch.equal(cache.column(1).parts[0], bench.logits(1).half())
     assert cache.manifest.identity == bench.identity
+    assert (cache.manifest.data, cache.manifest.teacher_model) == ("digits", "cnn-8-16")
+    assert {"python", "torch", "pyarrow"} <= set(cache.manifest.versions)
 
 
 def given(read: Read, config: Data) -> Read:
@@ -257,79 +232,43 @@ def test_a_reordered_data_set_is_refused_by_name(bench: Bench, monkeypatch: pyte
     refused_by_name(bench, "dataset")
 
 
+@pytest.mark.parametrize(("before", "after"), [(None, 2), (2, None), (2, 1)])
+def test_another_form_is_refused_by_name(bench: Bench, before: int | None, after: int | None) -> None:
+    bench.top_k = before
+    bench.build(1)
+    bench.top_k = after
+    refused_by_name(bench, "top_k")
+
+
+def test_every_field_of_an_identity_tells_caches_apart_and_is_named(bench: Bench) -> None:
+    identity = bench.identity
+    others: dict[str, Any] = {"view_seed": 1, "rows": 1, "classes": 1, "top_k": 1, "format": 1}
+    for field in dataclasses.fields(identity):
+        other = dataclasses.replace(identity, **{field.name: others.get(field.name, "other")})
+        assert other.key != identity.key
+        assert [line.split(":")[0] for line in identity.differences(other)] == [field.name]
+
+
+@pytest.mark.parametrize("top_k", [3, 100])
+def test_a_top_k_that_leaves_no_class_out_is_refused(bench: Bench, top_k: int) -> None:
+    bench.top_k = top_k
+    with pytest.raises(CacheError, match=f"cache.top_k is {top_k}, but digits has 3 classes"):
+        bench.begin(1)
+
+
 def refused_by_name(bench: Bench, field: str) -> None:
     """By opening and by building, naming this field alone; and its folder would have been another."""
-    before = {file.name: file.read_bytes() for file in bench.folder.iterdir()}
-    kept = open_cache(bench.folder).manifest.identity
+    before = {file.name: file.read_bytes() for file in bench.folder.iterdir() if file.is_file()}
+    kept = open_cache(bench.place).manifest.identity
     assert [line.split(":")[0] for line in kept.differences(bench.identity)] == [field]
     refused = f"belongs to something else: {field}:"
     with pytest.raises(CacheError, match=refused):
-        open_cache(bench.folder, bench.identity)
+        bench.read()
     for views in (1, 5):
         with pytest.raises(CacheError, match=refused):
-            bench.build(views)
+            bench.begin(views)
     assert bench.identity.key != kept.key
-    assert {file.name: file.read_bytes() for file in bench.folder.iterdir()} == before
-
-
-# --- damage
-
-
-def test_a_flipped_byte_is_found(bench: Bench) -> None:
-    cache = bench.build(3)
-    assert cache.bad_columns() == []
-    flip_a_byte(bench.path(1))
-    assert cache.bad_columns() == [1]
-
-
-@pytest.mark.parametrize("damage", [flip_a_byte, truncate, Path.unlink], ids=["flipped", "truncated", "missing"])
-def test_a_recheck_computes_the_damaged_column_again_and_no_other(bench: Bench, damage: Callable[[Path], None]) -> None:
-    bench.build(3)
-    whole = [bench.path(view).read_bytes() for view in range(3)]
-    damage(bench.path(1))
-    written = [bench.path(view).stat().st_mtime_ns for view in (0, 2)]
-    bench.calls = 0
-    cache = bench.build(3, recheck=True)
-    assert bench.calls == 1
-    assert [bench.path(view).stat().st_mtime_ns for view in (0, 2)] == written
-    assert [bench.path(view).read_bytes() for view in range(3)] == whole
-    assert cache.bad_columns() == []
-    assert torch.equal(cache.column(1), bench.answers(1).half())
-
-
-def test_without_a_recheck_a_finished_cache_costs_nothing(bench: Bench) -> None:
-    bench.build(3)
-    bench.calls = 0
-    heard: list[tuple[int, int]] = []
-    before = stamps(bench, 3)
-    bench.build(2, lambda done, views: heard.append((done, views)))
-    assert (bench.calls, heard, stamps(bench, 3)) == (0, [], before)
-
-
-def test_a_truncated_column_is_named_when_it_is_opened(bench: Bench) -> None:
-    bench.build(3)
-    truncate(bench.path(1))
-    cache = open_cache(bench.folder, bench.identity)
-    with pytest.raises(CacheError, match=r"00001\.arrow has \d+ bytes, its manifest says \d+.*kdtune cache build"):
-        cache.teacher_logits(1, torch.arange(3))
-    assert torch.equal(cache.column(2), bench.answers(2).half())
-
-
-def test_a_column_of_the_right_size_that_is_no_arrow_is_named(bench: Bench) -> None:
-    bench.build(1)
-    size = bench.path(0).stat().st_size
-    bench.path(0).write_bytes(b"x" * size)
-    with pytest.raises(CacheError, match=r"00000\.arrow is damaged"):
-        open_cache(bench.folder).column(0)
-
-
-def test_a_missing_column_is_named(bench: Bench) -> None:
-    bench.build(2)
-    bench.path(1).unlink()
-    cache = open_cache(bench.folder)
-    assert cache.bad_columns() == [1]
-    with pytest.raises(CacheError, match=r"00001\.arrow is missing"):
-        cache.column(1)
+    assert {file.name: file.read_bytes() for file in bench.folder.iterdir() if file.is_file()} == before
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"identity": 3, "sha256": []}', "null", "\x00" * 40])
@@ -337,9 +276,9 @@ def test_a_damaged_manifest_is_named(bench: Bench, content: str) -> None:
     bench.build(1)
     (bench.folder / "manifest.json").write_text(content)
     with pytest.raises(CacheError, match=r"manifest\.json is damaged"):
-        open_cache(bench.folder)
+        bench.read()
     with pytest.raises(CacheError, match=r"manifest\.json is damaged"):
-        bench.build(1)
+        bench.begin(1)
 
 
 def test_a_manifest_of_a_later_version_is_refused(bench: Bench) -> None:
@@ -348,154 +287,55 @@ def test_a_manifest_of_a_later_version_is_refused(bench: Bench) -> None:
     raw = json.loads(path.read_text())
     raw["identity"]["format"] += 1
     path.write_text(json.dumps(raw))
-    with pytest.raises(CacheError, match="format: 2 in the cache, 1 here"):
-        open_cache(bench.folder, bench.identity)
+    with pytest.raises(CacheError, match="format: 3 in the cache, 2 here"):
+        bench.read()
     path.write_text(json.dumps({**raw, "compression": "zstd"}))
     with pytest.raises(CacheError, match="of another version"):
-        open_cache(bench.folder, bench.identity)
+        bench.read()
 
 
 def test_a_folder_without_a_manifest_is_no_cache(bench: Bench) -> None:
-    with pytest.raises(CacheError, match="no finished cache"):
-        open_cache(bench.folder)
+    with pytest.raises(CacheError, match=r"holds no cache \(no manifest\.json\); run `kdtune cache build`"):
+        bench.read()
+    assert not bench.folder.exists()
 
 
-def test_the_sampled_rows_of_the_same_teacher_agree(bench: Bench) -> None:
-    bench.build(2).check_rows(bench.network, bench.dataset, bench.data)
+# --- how many columns the disk can hold
+
+COLUMN = ROWS * 3 * 2  # bytes of logits
 
 
-def test_the_sampled_rows_tell_another_teacher(bench: Bench) -> None:
-    cache = bench.build(2)
-    with pytest.raises(CacheError, match=r"00000\.arrow: the teacher now answers differently to image \d+"):
-        cache.check_rows(a_network(1), bench.dataset, bench.data)
-
-
-def test_the_sampled_rows_tell_another_view_in_the_last_column(bench: Bench) -> None:
-    cache = bench.build(3)
-    shutil.copy(bench.path(1), bench.path(2))
-    with pytest.raises(CacheError, match=r"00002\.arrow"):
-        cache.check_rows(bench.network, bench.dataset, bench.data)
-
-
-# --- building in parts
-
-
-def interrupt_after(columns: int) -> Callable[[int, int], None]:
-    def progress(done: int, views: int) -> None:
-        if done == columns:
-            raise KeyboardInterrupt
-
-    return progress
-
-
-def test_an_interrupted_build_does_not_compute_finished_columns_again(bench: Bench) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        bench.build(4, interrupt_after(2))
-    assert bench.calls == 2
-    with pytest.raises(CacheError, match="no finished cache"):
-        open_cache(bench.folder)
-    before = stamps(bench, 2)
-    heard: list[tuple[int, int]] = []
-    cache = bench.build(4, lambda done, views: heard.append((done, views)))
-    assert bench.calls == 4
-    assert stamps(bench, 2) == before
-    assert heard == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    assert cache.bad_columns() == []
-    assert all(torch.equal(cache.column(view), bench.answers(view).half()) for view in range(4))
-
-
-def test_more_views_keep_the_columns_that_are_there(bench: Bench) -> None:
-    before = bench.build(2).manifest
-    written = stamps(bench, 2)
-    bench.calls = 0
-    cache = bench.build(5)
-    assert bench.calls == 3
-    assert stamps(bench, 2) == written
-    assert cache.manifest.views == 5
-    assert cache.manifest.sha256[:2] == before.sha256
-    assert open_cache(bench.folder, bench.identity).bad_columns() == []
-
-
-def test_fewer_views_leave_the_others_alone(bench: Bench) -> None:
-    bench.build(3)
-    assert bench.build(1).manifest.views == 3
-    flip_a_byte(bench.path(2))
-    mended = bench.build(1, recheck=True)
-    assert mended.manifest.views == 3
-    assert mended.bad_columns() == []
-
-
-@pytest.mark.parametrize("damage", [truncate, Path.unlink], ids=["truncated", "missing"])
-def test_more_views_beside_a_damaged_first_column_are_whole(bench: Bench, damage: Callable[[Path], None]) -> None:
-    """The size of a column in the manifest is not that of whatever lies there as the first."""
-    bench.build(2)
-    damage(bench.path(0))
-    cache = bench.build(3)
-    for view in (1, 2):
-        assert torch.equal(cache.column(view), bench.answers(view).half())
-
-
-def test_two_builders_share_the_work(bench: Bench) -> None:
-    """The second waits for the first and finds everything done."""
-    built: list[LogitCache] = []
-    threads = [threading.Thread(target=lambda: built.append(bench.build(4))) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert bench.calls == 4
-    assert [cache.bad_columns() for cache in built] == [[], []]
-
-
-# --- what cannot be built
-
-
-@pytest.mark.parametrize("value", [1e6, float("nan")], ids=["too large", "not a number"])
-def test_logits_that_do_not_fit_float16_are_refused(bench: Bench, value: float) -> None:
-    with torch.no_grad():
-        bench.network.get_parameter("fc.bias")[1] = value
-    with pytest.raises(CacheError, match="do not fit float16"):
-        bench.build(2)
-    assert [file.name for file in bench.folder.iterdir()] == ["lock"]
-
-
-def disk_with(free: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def disk_with(free: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is free, and a tenth more: the share that is left to the rest of the run."""
+    free = int(free / 0.9) + 1
     monkeypatch.setattr(shutil, "disk_usage", lambda path: DiskUsage(10**9, 10**9 - free, free))
 
 
-COLUMN = 66 * 3 * 2  # bytes of logits
-
-
 def test_a_full_disk_is_refused_before_anything_is_computed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    disk_with(4 * COLUMN - 1, monkeypatch)
-    with pytest.raises(CacheError, match=r"needs .* GB more in .*lower data\.views"):
-        bench.build(4)
-    assert bench.calls == 0
+    cache = bench.begin(4)
+    disk_with(4 * COLUMN - 9, monkeypatch)
+    with pytest.raises(CacheError, match=r"4 view columns .* GB more in .*lower data\.views"):
+        views_that_fit(4, [cache], fewer_will_do=False)
+    assert views_that_fit(4, [cache], fewer_will_do=True) == 3
+    disk_with(COLUMN - 9, monkeypatch)
+    with pytest.raises(CacheError, match=r"1 view column of "):
+        views_that_fit(4, [cache], fewer_will_do=True)
+    assert bench.heard == []
 
 
 def test_more_views_need_room_only_for_what_is_missing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench.build(3)
+    cache = bench.build(3)
     disk_with(2 * COLUMN, monkeypatch)
-    assert bench.build(4).manifest.views == 4
+    assert views_that_fit(5, [cache], fewer_will_do=False) == 5
+    assert views_that_fit(6, [cache], fewer_will_do=True) == 5
+    disk_with(0, monkeypatch)
+    assert views_that_fit(3, [cache], fewer_will_do=False) == 3
 
 
-def test_an_interrupted_build_needs_room_only_for_what_is_missing(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+def test_caches_of_several_teachers_share_the_disk(
+    bench: Bench, toy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        bench.build(4, interrupt_after(3))
-    disk_with(2 * COLUMN, monkeypatch)
-    assert bench.build(4).manifest.views == 4
-
-
-def test_the_manifest_comes_last(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    written: list[str] = []
-    real = os.replace
-
-    def replace(self: Path, target: Path) -> None:
-        written.append(Path(target).name)
-        real(self, target)
-
-    monkeypatch.setattr(Path, "replace", replace)
-    bench.build(3)
-    assert written == ["00000.arrow", "00001.arrow", "00002.arrow", "manifest.json"]
+    other = Bench(tmp_path / "other", toy, a_network(1))
+    caches = [bench.build(1), other.begin(4)]
+    disk_with(5 * COLUMN, monkeypatch)
+    assert views_that_fit(4, caches, fewer_will_do=True) == 3

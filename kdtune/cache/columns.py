@@ -32,6 +32,10 @@ KINDS = {
 }
 
 
+class DamagedError(CacheError):
+    """A column's bytes are not those that were written. What cannot be reached for now is no such thing."""
+
+
 class Sink(Protocol):
     """What a column is written into."""
 
@@ -66,16 +70,16 @@ class Column:
 
         Of the top k, the classes that were kept are compared, and what is left out as a whole.
         """
-        kept, logits, rounding = self._of(indices), self.logits(indices), torch.zeros(())
-        if isinstance(kept, Eight):
-            rounding = kept.step.unsqueeze(1)
-        elif isinstance(kept, Top):
-            classes = kept.classes.long()
+        kept = self._of(indices)
+        rounding = kept.step.unsqueeze(1) if isinstance(kept, Eight) else torch.zeros((), device=fresh.device)
+        if isinstance(kept, Top):
+            classes = kept.classes.long().clamp(0, self.classes - 1)  # a damaged one is no reason to crash
             logits = torch.cat([kept.values.float(), kept.rest.unsqueeze(1)], dim=1)
             rest = fresh.scatter(1, classes, -torch.inf).logsumexp(dim=1, keepdim=True)
             fresh = torch.cat([fresh.gather(1, classes), rest], dim=1)
-        allowed = tolerance * fresh.abs().clamp_min(1) + rounding.to(fresh.device)
-        return ((fresh - logits).abs() > allowed).any(dim=1)
+        else:
+            logits = self.logits(indices)
+        return ((fresh - logits).abs() > tolerance * fresh.abs().clamp_min(1) + rounding).any(dim=1)
 
 
 def _layout(identity: Identity) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
@@ -91,6 +95,14 @@ def _layout(identity: Identity) -> dict[str, tuple[torch.dtype, tuple[int, ...]]
 
 def _marks(identity: Identity, view: int) -> dict[bytes, bytes]:
     return {b"kdtune.cache": identity.key.encode(), b"kdtune.view": str(view).encode()}
+
+
+def _schema(identity: Identity, view: int) -> pa.Schema:
+    types = {
+        name: pa.list_(KINDS[dtype], shape[1]) if len(shape) > 1 else KINDS[dtype]
+        for name, (dtype, shape) in _layout(identity).items()
+    }
+    return pa.schema(types, metadata=_marks(identity, view))
 
 
 class Draft:
@@ -124,8 +136,7 @@ class Draft:
     def write(self, sink: Sink) -> tuple[str, int]:
         """Writes the checked column; SHA-256 of its bytes, and their number."""
         fields = [_arrow(part) for part in self.parts]
-        batch = pa.record_batch(fields, names=list(_layout(self.identity)))
-        batch = batch.replace_schema_metadata(_marks(self.identity, self.view))
+        batch = pa.record_batch(fields, schema=_schema(self.identity, self.view))
         hashing = Hashing(sink)
         with pa.ipc.new_file(hashing, batch.schema) as writer:
             writer.write_batch(batch)
@@ -162,6 +173,14 @@ class Hashing:
         """Whoever owns the sink flushes it."""
 
 
+def hash_of(path: Path) -> str:
+    hashing = Hashing()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            hashing.write(piece)
+    return hashing.digest.hexdigest()
+
+
 def _arrow(part: Tensor) -> pa.Array:
     flat = pa.Array.from_buffers(KINDS[part.dtype], part.numel(), [None, pa.py_buffer(part.numpy())])
     return flat if part.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, part.shape[1])
@@ -172,16 +191,19 @@ def open_column(path: Path, identity: Identity, view: int) -> Column:
     try:
         with pa.memory_map(str(path)) as source:
             batch = pa.ipc.open_file(source).get_batch(0)
+            batch.validate()  # lengths that do not fit would end the process further on
     except FileNotFoundError:
         raise CacheError(f"{path} is missing. `kdtune cache build` computes it again") from None
-    except (pa.ArrowInvalid, pa.ArrowSerializationError) as error:
-        raise CacheError(f"{path} is damaged: {error}. `kdtune cache build` computes it again") from error
+    except (pa.ArrowException, ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the system's own; Arrow has OSErrors for damage
+            raise
+        raise DamagedError(f"{path} is damaged: {error}. `kdtune cache build` computes it again") from error
     found = {key: (batch.schema.metadata or {}).get(key) for key in _marks(identity, view)}
     if found != _marks(identity, view):
         raise CacheError(f"{path} is not view {view} of cache {identity.key}, but says of itself {found}")
-    layout = _layout(identity)
-    if batch.schema.names != list(layout) or batch.num_rows != identity.rows:
-        raise CacheError(f"{path} holds {batch.num_rows} rows of {batch.schema}, expected {identity.rows} of {layout}")
+    layout, schema = _layout(identity), _schema(identity, view)
+    if batch.schema != schema or batch.num_rows != identity.rows:
+        raise CacheError(f"{path} holds {batch.num_rows} rows of {batch.schema}, expected {identity.rows} of {schema}")
     return Column(tuple(_tensor(batch.column(name), *like) for name, like in layout.items()), identity.classes)
 
 

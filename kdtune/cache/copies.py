@@ -1,17 +1,19 @@
 """Copies of columns on a node's own disk: each is copied once, whatever the number of trials that read it.
 
 copies = Copies(Path("/scratch/kdtune"), store, key="4f1c...")
-path = copies.get("00003.arrow", sha256)
+path = copies.get("00003.arrow", sha256)          # made now if there is none
+copies.check("00003.arrow", sha256)               # reads every byte; a damaged copy is made again
 """
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from kdtune.cache.columns import Hashing
+from kdtune.cache.columns import DamagedError, Hashing, hash_of
 from kdtune.cache.store import Store
-from kdtune.errors import CacheError
-from kdtune.records import locked, writing
+from kdtune.records import PART, locked, writing
 
 
 def default_copies() -> Path:
@@ -29,18 +31,37 @@ class Copies:
     def get(self, name: str, sha256: str) -> Path:
         """The copy of a file, made now if there is none; a second process waits for the first.
 
-        Raises CacheError where what arrives is not what was written.
+        Raises DamagedError where what arrives is not what was written.
         """
         path = self.folder / name
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with locked(self.folder / "lock"):
-            if not path.exists():
-                with writing(path) as file:
-                    arriving = Hashing(file)
-                    self.store.copy(name, arriving)
-                    if arriving.digest.hexdigest() != sha256:
-                        raise CacheError(f"{self.store.address}/{name} is damaged")
+        if not path.exists():  # a copy that is there is whole: nobody waits for it while others are made
+            with self._mine():
+                if not path.exists():
+                    self._fetch(path, sha256)
         return path
 
-    def forget(self, name: str) -> None:
-        (self.folder / name).unlink(missing_ok=True)
+    def check(self, name: str, sha256: str) -> None:
+        """Sees to it that the copy of a file is right in every byte. Raises DamagedError like `get`."""
+        path = self.folder / name
+        if path.exists() and hash_of(path) == sha256:
+            return
+        with self._mine():
+            if not path.exists() or hash_of(path) != sha256:  # not mended by another process meanwhile
+                self._fetch(path, sha256)
+
+    @contextmanager
+    def _mine(self) -> Iterator[None]:
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with locked(self.folder / "lock"):
+            yield
+
+    def _fetch(self, path: Path, sha256: str) -> None:
+        for cut in self.folder.glob(f".*{PART}"):  # whoever wrote it was killed: the lock is ours
+            cut.unlink()
+        with writing(path) as file:
+            arriving = Hashing(file)
+            self.store.copy(path.name, arriving)
+            if arriving.digest.hexdigest() != sha256:
+                raise DamagedError(
+                    f"{self.store.address}/{path.name} is damaged. `kdtune cache build` computes it again"
+                )

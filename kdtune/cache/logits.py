@@ -18,14 +18,14 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from kdtune.cache.columns import Column, Draft, Hashing, open_column
+from kdtune.cache.columns import Column, DamagedError, Draft, Hashing, hash_of, open_column
 from kdtune.cache.copies import Copies, default_copies
 from kdtune.cache.identity import Identity, Manifest
 from kdtune.cache.store import Store, is_uri, store_at
@@ -108,18 +108,13 @@ class LogitCache:
     def columns(self) -> list[int]:
         """The columns that are there."""
         sizes = self.store.sizes()
-        found = (int(name.removesuffix(".arrow")) for name in sizes if name.endswith(".arrow"))
-        return sorted(view for view in found if seal_name(view) in sizes)
+        found = (_view_of(name) for name in sizes)
+        return sorted(view for view in found if view is not None and seal_name(view) in sizes)
 
     def seal(self, view: int) -> Seal | None:
         """What makes a column whole; None where it is not there (yet)."""
         content = self.store.read(seal_name(view))
-        if content is None:
-            return None
-        try:
-            return Seal(**json.loads(content))
-        except (ValueError, TypeError):  # as if it were not there: the column is computed again
-            return None
+        return None if content is None else _read_seal(content)
 
     # looking up
 
@@ -172,34 +167,46 @@ class LogitCache:
         """
         while view not in self._sound:
             if self._is_sound(view):
-                self._sound.add(view)
+                self._trust(view)
             elif self.teacher is None:
                 raise CacheError(f"{self.store.address}: column {view} is missing or damaged. Run `kdtune cache build`")
             elif not self._compute_one_of(range(view, max(self.views, view + 1))):
                 time.sleep(self.store.patience)
-        if self.teacher is not None and self.teacher.loaded and len(self.columns()) >= self.views:
+        if self.teacher is not None and self.teacher.loaded and set(self.columns()) >= set(range(self.views)):
             self.teacher.release()
 
+    def _trust(self, view: int) -> None:
+        """Every byte of a column is right; the memory of a file that lay there before is let go."""
+        self._sound.add(view)
+        self._columns.pop(view, None)
+        if self._on_device is not None and self._on_device[0] == view:
+            self._on_device = None
+
     def _is_sound(self, view: int) -> bool:
-        """Whether a column is there and every byte is as it was written. What is damaged is taken away."""
-        seal = self.seal(view)
-        if seal is None:
+        """Whether a column is there and every byte is as it was written. Who can compute takes away what is damaged."""
+        content = self.store.read(seal_name(view))
+        if content is None:
             return False
-        if self._matches(view, seal):
+        if self._matches(view, _read_seal(content)):
             return True
-        if self.copies is not None:
-            self.copies.forget(column_name(view))
-            if self._matches(view, seal):
-                return True
-        with self.store.claim(column_name(view)) as mine:
-            if mine and self.seal(view) == seal:
-                self.store.remove(seal_name(view))
+        if self.teacher is not None:
+            with self.store.claim(column_name(view)) as mine:  # nobody computes it now; perhaps somebody just has
+                if mine and not self._matches(view, self.seal(view)):
+                    self.store.remove(seal_name(view))
         return False
 
-    def _matches(self, view: int, seal: Seal) -> bool:
+    def _matches(self, view: int, seal: Seal | None) -> bool:
+        if seal is None:
+            return False
+        name = column_name(view)
         try:
-            return hash_of(self._file(view, seal)) == seal.sha256
-        except (FileNotFoundError, CacheError):
+            if self.copies is not None:
+                self.copies.check(name, seal.sha256)
+                return True
+            path = self.store.path(name)
+            assert path is not None
+            return hash_of(path) == seal.sha256
+        except (FileNotFoundError, DamagedError):
             return False
 
     def _compute_one_of(self, views: Sequence[int]) -> bool:
@@ -210,7 +217,7 @@ class LogitCache:
                 continue
             with self.store.claim(column_name(view)) as mine:
                 if mine:
-                    if self.seal(view) is None:  # not finished by another just before the claim
+                    if view not in self.columns():  # not finished by another just before the claim
                         self._compute(view)
                     return True
         return False
@@ -229,7 +236,8 @@ class LogitCache:
             sha256, size, round(time.perf_counter() - began, 3), labels.device.type, f"{platform.node()}:{os.getpid()}"
         )
         self.store.write(seal_name(view), json.dumps(asdict(seal)).encode())
-        self._sound.add(view)
+        if self.copies is None:  # a copy is looked at even so: it may be an older one
+            self._trust(view)
 
     # checking
 
@@ -248,7 +256,10 @@ class LogitCache:
         return seal is not None and hashing.digest.hexdigest() == seal.sha256
 
     def check_rows(self) -> None:
-        """Asks the teacher again about random rows of random columns. Raises CacheError where it differs."""
+        """Asks the teacher again about random rows of random columns. Raises CacheError where it differs.
+
+        Columns that turn out to be damaged are taken away: `ensure` computes them again.
+        """
         assert self.teacher is not None
         there = torch.tensor(self.columns())
         if not len(there):
@@ -260,6 +271,9 @@ class LogitCache:
         for view in chosen:
             rows = torch.randperm(count, generator=generator)[: SAMPLED_ROWS // len(chosen)].to(device)
             fresh = torch.cat(list(self.teacher.to(view, rows)))
+            if not self._differs(view, rows, fresh) or not self._is_sound(view):
+                continue
+            self._columns.pop(view, None)  # a copy may have been damaged, and is not any more
             wrong = self.column(view).to(device).differs(rows, fresh, TOLERANCE)
             if wrong.any():
                 raise CacheError(
@@ -267,6 +281,23 @@ class LogitCache:
                     f"{int(rows[wrong][0])} ({int(wrong.sum())} of {len(rows)} rows). Run `kdtune cache verify`, or "
                     f"remove the cache to build it anew (`kdtune cache prune {self.manifest.identity.key}`)"
                 )
+
+    def _differs(self, view: int, rows: Tensor, fresh: Tensor) -> bool:
+        """Whether any of `rows` is not its `fresh` answer, or cannot be read."""
+        try:
+            column = self.column(view).to(fresh.device)
+        except CacheError:
+            return True
+        return bool(column.differs(rows, fresh, TOLERANCE).any())
+
+
+def _read_seal(content: bytes) -> Seal | None:
+    """None where it is damaged; what a later version adds is passed over."""
+    try:
+        known = json.loads(content)
+        return Seal(**{each.name: known[each.name] for each in fields(Seal)})
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def column_name(view: int) -> str:
@@ -277,12 +308,10 @@ def seal_name(view: int) -> str:
     return f"{view:05d}.json"
 
 
-def hash_of(path: Path) -> str:
-    hashing = Hashing()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            hashing.write(piece)
-    return hashing.digest.hexdigest()
+def _view_of(name: str) -> int | None:
+    """The view of a column's file, None of any other: people put files of their own into folders."""
+    stem = name.removesuffix(".arrow")
+    return int(stem) if stem.isdecimal() and name == column_name(int(stem)) else None
 
 
 def open_cache(

@@ -2,12 +2,13 @@
 
 store = store_at("runs/.caches/4f1c...")
 store.write("manifest.json", content)            # whole or absent
-with store.claim("00003") as mine: ...           # at most one process computes a column
+with store.claim("00003.arrow") as mine: ...     # at most one process computes a column
 """
 
+import os
 import shutil
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit, urlunsplit
@@ -38,6 +39,7 @@ class Store(Protocol):
     def claim(self, name: str) -> AbstractContextManager[bool]:
         """Whether this process may make what is called `name`; it goes with the process, however that ends.
 
+        What killed processes have left of it, and of what has the same name with another ending, is removed.
         Claims save work and no more: a column is a function of the cache's identity and is written whole, so that
         two processes which make the same one do no harm.
         """
@@ -68,13 +70,13 @@ class Folder:
         self.address = str(folder)
 
     def sizes(self) -> dict[str, int]:
-        if not self.folder.exists():
-            return {}
-        return {
-            file.name: file.stat().st_size
-            for file in self.folder.iterdir()
-            if file.is_file() and not file.name.endswith(PART)
-        }
+        sizes: dict[str, int] = {}
+        with suppress(FileNotFoundError):  # nothing has been begun
+            for entry in os.scandir(self.folder):
+                with suppress(FileNotFoundError):  # another process has taken it away meanwhile
+                    if entry.is_file() and not entry.name.endswith(PART):
+                        sizes[entry.name] = entry.stat().st_size
+        return sizes
 
     def read(self, name: str) -> bytes | None:
         try:
@@ -89,8 +91,6 @@ class Folder:
     @contextmanager
     def writing(self, name: str) -> Iterator[Sink]:
         self.folder.mkdir(parents=True, exist_ok=True)
-        for cut in self.folder.glob(f".{name}.*{PART}"):  # whoever wrote it was killed: the claim is ours
-            cut.unlink()
         with writing(self.folder / name) as file:
             yield file
 
@@ -104,6 +104,8 @@ class Folder:
             except BlockingIOError:
                 yield False
                 return
+            for cut in self.folder.glob(f".{Path(name).stem}.*{PART}"):  # whoever wrote it was killed
+                cut.unlink(missing_ok=True)
             yield True
 
     def path(self, name: str) -> Path | None:
