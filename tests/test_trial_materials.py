@@ -27,7 +27,7 @@ def test_there_is_a_cache_for_each_teacher_of_students_and_none_for_others(make_
     assert list(materials.teachers) == ["large", "mid"]
     assert list(materials.caches) == ["mid"]
     assert views_needed(experiment) == 4  # of the row, not of the assistant
-    assert Bench(materials, CPU).cache("mid").manifest.views == 4
+    assert materials.columns == Bench(materials, CPU).cache(experiment).views == 4
 
 
 def test_a_bench_starts_peers_without_a_teacher_and_anybody_alone(make_experiment: MakeExperiment) -> None:
