@@ -40,6 +40,23 @@ def test_a_bench_starts_peers_without_a_teacher_and_anybody_alone(make_experimen
     assert list(bench.start(experiment, seed=0, alone=True).records)[-1].terms.keys() == {"cross_entropy"}
 
 
+@pytest.mark.parametrize("alone", [False, True], ids=["peers", "alone"])
+def test_where_there_is_no_cache_every_epoch_has_a_view_of_its_own(
+    make_experiment: MakeExperiment, monkeypatch: pytest.MonkeyPatch, alone: bool
+) -> None:
+    columns: list[int] = []
+
+    def watched(*arguments: Any, column: int, **named: Any) -> Any:
+        columns.append(column)
+        return batches(*arguments, column=column, **named)
+
+    monkeypatch.setattr(training, "batches", watched)
+    experiment = make_experiment({"teacher": {"peers": ["cnn-8"]}, "train.epochs": 3})
+    materials = prepare(experiment, CPU, Silent())
+    assert len(list(Bench(materials, CPU).start(experiment, seed=0, alone=alone).records)) == 3
+    assert columns == [0, 1, 2]
+
+
 def test_trials_under_two_teachers_learn_from_each(make_experiment: MakeExperiment) -> None:
     experiment = make_experiment(
         {
