@@ -11,14 +11,28 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from kdtune.data import Dataset, Images, load_dataset
+from kdtune.data import Batch, Dataset, Images, load_dataset
 from kdtune.experiment import Data, Experiment, parse
 from kdtune.trial import Materials, Silent, prepare
 
 MakeExperiment = Callable[..., Experiment]
 
 CPU = torch.device("cpu")
+
+
+class Answering:
+    """A teacher that is a function of the batch."""
+
+    def __init__(self, answer: Callable[[Batch], tuple[Tensor, tuple[Tensor, ...]]]) -> None:
+        self.answer = answer
+
+    def begin_epoch(self, column: int) -> None:
+        """There is nothing to prepare."""
+
+    def __call__(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return self.answer(batch)
 
 
 def tiny_experiment(storage: Path, values: Mapping[str, object] | None = None) -> Experiment:
@@ -72,7 +86,8 @@ def experiment(make_experiment: MakeExperiment) -> Experiment:
 @pytest.fixture(scope="session")
 def materials(tmp_path_factory: pytest.TempPathFactory) -> Materials:
     """Digits, a teacher trained for three epochs and three view columns of its logits. Read only."""
-    return prepare(tiny_experiment(tmp_path_factory.mktemp("session"), {"train.epochs": 3}), CPU, Silent())
+    experiment = tiny_experiment(tmp_path_factory.mktemp("session"), {"train.epochs": 3})
+    return prepare(experiment, CPU, Silent(), complete=True)
 
 
 @pytest.fixture(scope="session")

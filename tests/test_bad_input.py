@@ -76,7 +76,7 @@ def everything_in(folder: Path) -> dict[str, bytes | None]:
 def no_search(monkeypatch: pytest.MonkeyPatch) -> None:
     """A search that gets past its run folder fails here, before it trains anything or starts Ray."""
 
-    def prepare(*arguments: object) -> None:
+    def prepare(*arguments: object, **named: object) -> None:
         raise AssertionError("the search was not refused")
 
     monkeypatch.setattr("kdtune.search.run.prepare", prepare)

@@ -2,13 +2,12 @@
 
 import dataclasses
 from collections.abc import Iterable
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from kdtune.cache import answer, open_cache
+from kdtune.cache import Answers, Place, open_cache
 from kdtune.data import Batch
 from kdtune.distill import (
     Cached,
@@ -25,9 +24,8 @@ from kdtune.experiment import Experiment
 from kdtune.models import Tapped, build_model
 from kdtune.records import EpochRecord
 from kdtune.teacher import Teacher
-from kdtune.training import evaluation_batch
 from kdtune.trial import Bench, Materials
-from tests.conftest import CPU, MakeExperiment
+from tests.conftest import CPU, Answering, MakeExperiment
 
 FEATURES = {"distill.feature_weight": 1}
 
@@ -72,7 +70,7 @@ def three_epochs(make_experiment: MakeExperiment) -> Experiment:
 
 
 def cached_student(experiment: Experiment, materials: Materials) -> Student:
-    return logit_student(experiment, materials.dataset, Cached(open_cache(Path(materials.caches["teacher"]))), 3, CPU)
+    return logit_student(experiment, materials.dataset, Cached(open_cache(materials.caches["teacher"])), 3, CPU)
 
 
 def test_the_cached_run_has_the_losses_of_the_live_one(three_epochs: Experiment, materials: Materials) -> None:
@@ -89,15 +87,15 @@ def test_the_cached_run_ends_with_the_weights_of_a_live_one_whose_logits_are_rou
 ) -> None:
     """Bit for bit. The live teacher answers a whole column at a time, in chunks as the cache is built: float32 sums
     may depend on the size of a batch, and a difference in the last bit can fall on the other side of a rounding."""
-    network, dataset = materials.teachers["teacher"].load(CPU), materials.dataset
+    dataset = materials.dataset
+    teacher = Answers(lambda: materials.teachers["teacher"].load(CPU), dataset, three_epochs.data)
 
     def rounded(batch: Batch) -> tuple[Tensor, tuple[Tensor, ...]]:
-        chunks = torch.split(torch.arange(len(dataset.labels)), evaluation_batch(dataset))
-        column = torch.cat([answer(network, dataset, three_epochs.data, batch.column, chunk) for chunk in chunks])
+        column = torch.cat(list(teacher.to(batch.column, torch.arange(len(dataset.labels)))))
         return column[batch.indices].half().float(), ()
 
     cached = cached_student(three_epochs, materials)
-    alive = logit_student(three_epochs, dataset, rounded, 3, CPU)
+    alive = logit_student(three_epochs, dataset, Answering(rounded), 3, CPU)
     said, heard = trained(cached, three_epochs, materials), trained(alive, three_epochs, materials)
     assert same(cached.network, alive.network)
     assert losses(said) == losses(heard)
@@ -147,7 +145,7 @@ def test_a_student_alone_has_no_teacher(
 ) -> None:
     monkeypatch.setattr(Teacher, "load", refuse)
     experiment = make_experiment(FEATURES)
-    orphans = dataclasses.replace(materials, caches={"teacher": "/nowhere"})
+    orphans = dataclasses.replace(materials, caches={"teacher": Place("/nowhere")})
     for record in Bench(orphans, CPU).start(experiment, seed=3, alone=True).records:
         assert list(record.terms) == ["cross_entropy"]
         assert (record.temperature, record.alpha, record.feature_weight) == (None, None, None)
@@ -228,7 +226,7 @@ def test_a_feature_weight_that_rises_from_zero_uses_the_live_teacher(
     make_experiment: MakeExperiment, materials: Materials
 ) -> None:
     experiment = make_experiment({"distill.feature_weight": {"kind": "linear", "start": 0, "end": 2}})
-    without_a_cache = dataclasses.replace(materials, caches={"teacher": "/nowhere"})
+    without_a_cache = dataclasses.replace(materials, caches={"teacher": Place("/nowhere")})
     first, last = Bench(without_a_cache, CPU).start(experiment, seed=3).records
     assert (first.feature_weight, first.terms["features"]) == (0, 0)
     assert last.feature_weight == 2

@@ -1,7 +1,6 @@
 """Which features meet which: named taps, own stages, shapes that do not fit, and both ways of projecting."""
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -276,7 +275,7 @@ def cached(
     experiment: Experiment, materials: Materials, dataset: Dataset
 ) -> tuple[dict[str, Tensor], list[EpochRecord]]:
     """Weights and records of a student that was trained from the cache."""
-    answers = Cached(open_cache(Path(materials.caches["teacher"])))
+    answers = Cached(open_cache(materials.caches["teacher"]))
     student = logit_student(experiment, dataset, answers, 3, CPU)
     records = list(distill(student, experiment, dataset, seed=3))
     return dict(student.network.state_dict()), records

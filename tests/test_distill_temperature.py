@@ -15,7 +15,7 @@ from kdtune.experiment import Distill
 from kdtune.experiment.objective import LearnedTemperature
 from kdtune.models import build_model
 from kdtune.trial import Bench, Materials
-from tests.conftest import CPU, MakeExperiment
+from tests.conftest import CPU, Answering, MakeExperiment
 from tests.test_losses import batch_of, logits
 
 LEARNED = {"distill.learned_temperature": {"low": 1, "high": 20, "warmup": 0}}
@@ -72,7 +72,7 @@ def test_the_objective_moves_it_against_the_distillation_term(squared: bool) -> 
     )
     assert config.learned_temperature is not None
     learned = TrainedTemperature(config.learned_temperature, 3)
-    distillation = Distillation(config, lambda batch: (logits(1), ()), learned)
+    distillation = Distillation(config, Answering(lambda batch: (logits(1), ())), learned)
     assert distillation.begin_epoch(0, 4, 0)["temperature"] == pytest.approx(3, rel=1e-6)
     temperature = learned()
     student = logits(0).requires_grad_()
@@ -122,7 +122,7 @@ def test_without_opposition_it_stands_still_and_decay_does_not_pull_at_it(
     experiment = make_experiment(
         {"distill.learned_temperature": {"warmup": 0.5}, "train.epochs": 1, "train.weight_decay": 0.5}
     )
-    student = logit_student(experiment, materials.dataset, Cached(Bench(materials, CPU).cache("teacher")), 3, CPU)
+    student = logit_student(experiment, materials.dataset, Cached(Bench(materials, CPU).cache(experiment)), 3, CPU)
     learner = student.state.learner
     assert isinstance(learner, Learner)
     assert learner.temperature is not None

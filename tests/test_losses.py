@@ -15,6 +15,7 @@ from kdtune.distill import FEATURE_LOSSES, LOGIT_LOSSES, Distillation
 from kdtune.distill.feature_losses import hint
 from kdtune.distill.logit_losses import kl
 from kdtune.experiment import Distill
+from tests.conftest import Answering
 from tests.feature_twins import BY_HAND, maps
 
 Features = tuple[Tensor, ...]
@@ -49,7 +50,9 @@ def batch_of(labels: Tensor) -> Batch:
 
 def objective(config: Mapping[str, object], teacher_logits: Tensor, teacher_features: Features = ()) -> Distillation:
     """The objective as it stands in the first of one epoch, taught by fixed answers."""
-    distillation = Distillation(Distill.model_validate(config), lambda batch: (teacher_logits, teacher_features))
+    distillation = Distillation(
+        Distill.model_validate(config), Answering(lambda batch: (teacher_logits, teacher_features))
+    )
     distillation.begin_epoch(0, 1, 0)
     return distillation
 
@@ -243,7 +246,7 @@ def test_schedules_move_the_weights_of_the_terms_once_an_epoch() -> None:
             "feature_weight": {"kind": "step", "start": 8, "factor": 0.5, "milestones": [0.5]},
         }
     )
-    distillation = Distillation(config, lambda batch: (logits(1), (maps(1),)))
+    distillation = Distillation(config, Answering(lambda batch: (logits(1), (maps(1),))))
     said = [dict(distillation.begin_epoch(epoch, 3, 0)) for epoch in range(3)]
     assert said[0] == {"temperature": 4, "alpha": 1, "feature_weight": 8}
     assert said[1] == pytest.approx({"temperature": 2, "alpha": 0.5, "feature_weight": 4})

@@ -23,6 +23,7 @@ RECORD = EpochRecord(
     val_loss=0.4,
     learning_rate=0.05,
     seconds=1.5,
+    waited=0.25,
     temperature=4.0,
     alpha=0.9,
     feature_weight=0.0,
@@ -53,6 +54,15 @@ def test_records_come_back_as_they_were_written(tmp_path: Path) -> None:
     assert (trial.trial, trial.config, trial.epochs) == ("0000", {"distill.alpha.start": 0.5}, tuple(said))
     assert trial.complete
     assert trial.val_accuracy == 0.9
+
+
+def test_lines_of_an_earlier_version_say_nothing_of_waiting(tmp_path: Path) -> None:
+    path = tmp_path / "trials.jsonl"
+    line = {"trial": "0000", "config": {}, **replace(RECORD, waited=2.5).to_json()}
+    assert line.pop("waited") == 2.5
+    append_line(path, line)
+    ((record,),) = (trial.epochs for trial in read_trials(path))
+    assert record == replace(RECORD, waited=0.0)
 
 
 def test_what_was_not_measured_comes_back_as_none(tmp_path: Path) -> None:

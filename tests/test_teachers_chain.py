@@ -293,7 +293,9 @@ def test_students_learn_from_an_ensembles_cache_what_they_would_learn_from_it_li
 ) -> None:
     materials = prepare(both, CPU, Silent())
     bench = Bench(materials, CPU)
-    cached = bench.cache("teacher").teacher_logits(1, digits.fit[:30])
+    cache = bench.cache(both)
+    cache.ensure(1)
+    cached = cache.teacher_logits(1, digits.fit[:30])
     batch = next(batches(digits, both.data, digits.fit[:30], size=30, column=1, seed=0, epoch=0))
     order = (batch.indices[:, None] == digits.fit[:30]).int().argmax(dim=1)
     fresh = materials.teachers["teacher"].load(CPU)(batch.images)

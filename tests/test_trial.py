@@ -28,7 +28,7 @@ KINDS: dict[str, tuple[dict[str, object], bool]] = {  # name: (values, alone)
 
 
 def without_seconds(records: list[EpochRecord]) -> list[EpochRecord]:
-    return [dataclasses.replace(record, seconds=0) for record in records]
+    return [dataclasses.replace(record, seconds=0, waited=0) for record in records]
 
 
 def same(one: nn.Module, other: nn.Module) -> bool:
@@ -231,24 +231,33 @@ def test_experiments_that_differ_only_in_distillation_share_teacher_and_cache(
     make_experiment: MakeExperiment,
 ) -> None:
     first, second = Heard(), Heard()
-    one = prepare(make_experiment(), CPU, first)
+    one = prepare(make_experiment(), CPU, first, complete=True)
+    kept = files_of(one)
     values = {"name": "other", "distill.alpha": 0.3, "distill.temperature": 7, "distill.feature_weight": 1}
-    other = prepare(make_experiment(values), CPU, second)
+    other = prepare(make_experiment(values), CPU, second, complete=True)
     assert (first.epochs, first.columns) == ([1, 2, 3], [(1, 2), (2, 2)])
-    assert (second.epochs, second.columns) == ([], [])
+    assert (second.epochs, second.columns) == ([], [(1, 2), (2, 2)])
     assert first.told == second.told == ["dataset", "teacher", "cache"]
     assert other.teachers == one.teachers
     assert other.caches == one.caches
+    assert files_of(other) == kept  # found, not computed again
+
+
+def files_of(materials: Materials) -> dict[str, int]:
+    """Every file of the cache, and when it was written."""
+    folder = Path(materials.caches["teacher"].address)
+    return {file.name: file.stat().st_mtime_ns for file in folder.iterdir() if file.is_file()}
 
 
 def test_a_longer_run_adds_columns_to_the_same_cache(make_experiment: MakeExperiment) -> None:
-    short = prepare(make_experiment(), CPU, Silent())
-    before = open_cache(Path(short.caches["teacher"])).manifest
-    long = prepare(make_experiment({"train.epochs": 4}), CPU, Silent())
+    short = prepare(make_experiment(), CPU, Silent(), complete=True)
+    cache = open_cache(short.caches["teacher"])
+    assert (short.columns, cache.columns()) == (2, [0, 1])
+    before = [cache.seal(view) for view in range(2)]
+    long = prepare(make_experiment({"train.epochs": 4}), CPU, Silent(), complete=True)
     assert long.caches == short.caches
-    manifest = open_cache(Path(long.caches["teacher"])).manifest
-    assert (before.views, manifest.views) == (2, 4)
-    assert manifest.sha256[:2] == before.sha256
+    assert (long.columns, cache.columns()) == (4, [0, 1, 2, 3])
+    assert [cache.seal(view) for view in range(2)] == before
 
 
 @pytest.mark.parametrize("values", [{"data.view_seed": 1}, {"data.augment": "crop"}])
@@ -256,11 +265,9 @@ def test_other_views_are_another_cache(make_experiment: MakeExperiment, values: 
     one = prepare(make_experiment({"train.epochs": 1, "teacher.train.epochs": 2}), CPU, Silent())
     other = prepare(make_experiment({"train.epochs": 1, "teacher.train.epochs": 2, **values}), CPU, Silent())
     assert other.caches != one.caches
-    assert (
-        open_cache(Path(one.caches["teacher"])).bad_columns()
-        == open_cache(Path(other.caches["teacher"])).bad_columns()
-        == []
-    )
+    first, second = (open_cache(materials.caches["teacher"]) for materials in (one, other))
+    assert first.columns() == second.columns() == [0]
+    assert first.bad_columns() == second.bad_columns() == []
 
 
 @pytest.mark.parametrize(
@@ -340,16 +347,17 @@ def test_one_process_at_a_time_works_in_a_run_folder(experiment: Experiment) -> 
 
 def test_a_run_does_not_go_on_with_another_teacher_or_other_data(experiment: Experiment, materials: Materials) -> None:
     folder = claim(experiment)
-    dataset, teachers = materials.dataset, materials.teachers
-    remember(folder, dataset, teachers)
-    remember(folder, dataset, teachers)
-    other = {"teacher": dataclasses.replace(teachers["teacher"], fingerprint="0")}
+    dataset, teacher = materials.dataset, materials.teachers["teacher"]
+    remember(folder, materials)
+    remember(folder, materials)
+    other = {"teacher": dataclasses.replace(teacher, fingerprint="0")}
     with pytest.raises(RunError, match="another teacher teacher:"):
-        remember(folder, dataset, other)
+        remember(folder, dataclasses.replace(materials, teachers=other))
     with pytest.raises(RunError, match="another teacher large:"):
-        remember(folder, dataset, {**teachers, "large": teachers["teacher"]})
+        remember(folder, dataclasses.replace(materials, teachers={"teacher": teacher, "large": teacher}))
+    replaced = dataclasses.replace(dataset, fingerprint="0", mean=(0.5,))
     with pytest.raises(RunError, match="another dataset and mean:"):
-        remember(folder, dataclasses.replace(dataset, fingerprint="0", mean=(0.5,)), teachers)
+        remember(folder, dataclasses.replace(materials, dataset=replaced))
 
 
 def test_a_foreign_folder_is_refused_and_left_alone(experiment: Experiment) -> None:

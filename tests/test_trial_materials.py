@@ -29,7 +29,7 @@ def test_there_is_a_cache_for_each_teacher_of_students_and_none_for_others(make_
     assert list(materials.teachers) == ["large", "mid"]
     assert list(materials.caches) == ["mid"]
     assert views_needed(experiment) == 4  # of the row, not of the assistant
-    assert Bench(materials, CPU).cache("mid").manifest.views == 4
+    assert materials.columns == Bench(materials, CPU).cache(experiment).views == 4
 
 
 def test_a_bench_starts_peers_without_a_teacher_and_anybody_alone(make_experiment: MakeExperiment) -> None:
@@ -40,6 +40,23 @@ def test_a_bench_starts_peers_without_a_teacher_and_anybody_alone(make_experimen
     together = list(bench.start(experiment, seed=0).records)[-1]
     assert together.terms.keys() == {"cross_entropy", "distillation"}
     assert list(bench.start(experiment, seed=0, alone=True).records)[-1].terms.keys() == {"cross_entropy"}
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["peers", "alone"])
+def test_where_there_is_no_cache_every_epoch_has_a_view_of_its_own(
+    make_experiment: MakeExperiment, monkeypatch: pytest.MonkeyPatch, alone: bool
+) -> None:
+    columns: list[int] = []
+
+    def watched(*arguments: Any, column: int, **named: Any) -> Any:
+        columns.append(column)
+        return batches(*arguments, column=column, **named)
+
+    monkeypatch.setattr(training, "batches", watched)
+    experiment = make_experiment({"teacher": {"peers": ["cnn-8"]}, "train.epochs": 3})
+    materials = prepare(experiment, CPU, Silent())
+    assert len(list(Bench(materials, CPU).start(experiment, seed=0, alone=alone).records)) == 3
+    assert columns == [0, 1, 2]
 
 
 def test_trials_under_two_teachers_learn_from_each(make_experiment: MakeExperiment) -> None:

@@ -62,8 +62,13 @@ def views_that_fit(wanted: int, caches: Sequence[LogitCache], *, fewer_will_do: 
             return views
     least = 1 if fewer_will_do else wanted
     raise CacheError(
-        f"{least} view column{'s' * (least > 1)} of the teacher's logits need {needed(least) / 1e9:.2f} GB more in "
-        f"{caches[0].store.address}, where {free / 1e9:.2f} GB are free. Free some space, set cache.storage elsewhere, "
+        f"{least} view column{'s need' if least > 1 else ' needs'} {_size(needed(least))} more for the teacher's "
+        f"logits in {caches[0].store.address}, where {_size(free)} are free. Free some space, set cache.storage "
+        f"elsewhere, "
         + ("" if fewer_will_do else "lower data.views, ")
         + "or keep less of a logit (cache.bits, cache.top_k)"
     )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB"
