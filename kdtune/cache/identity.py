@@ -3,6 +3,7 @@
 import hashlib
 import json
 import platform
+import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -16,6 +17,8 @@ from kdtune.teacher import Teacher
 
 FORMAT = 2
 ALL = "all classes"
+MANIFEST = "manifest.json"
+KEY = re.compile(r"[0-9a-f]{16}")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ are first needed, by whoever needs them, in any order and by any number of proce
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,14 +27,14 @@ from torch import Tensor, nn
 
 from kdtune.cache.columns import Column, Draft, Hashing, open_column
 from kdtune.cache.copies import Copies, default_copies
-from kdtune.cache.identity import Identity, Manifest
+from kdtune.cache.identity import MANIFEST, Identity, Manifest
 from kdtune.cache.store import Store, is_uri, store_at
 from kdtune.data import Dataset, read
 from kdtune.errors import CacheError
 from kdtune.experiment import Data
 from kdtune.training import evaluation_batch
 
-MANIFEST = "manifest.json"
+COLUMN, SEAL = re.compile(r"\d{5,}\.arrow"), re.compile(r"\d{5,}\.json")
 SAMPLED_ROWS = 64
 SAMPLED_COLUMNS = 4
 TOLERANCE = 2e-2  # of the larger of 1 and the logit: far above float16's 5e-4 and devices' differences
@@ -96,7 +97,9 @@ class LogitCache:
         self.manifest = manifest
         self.copies = copies
         self.views = views
+        self.wanted = views  # columns that trials would like; `views` are fewer where the disk cannot hold them
         self.teacher = teacher
+        self.mended: list[int] = []  # columns that this process found damaged and took away, to be computed again
         self._columns: dict[int, Column] = {}
         self._sound: set[int] = set()  # columns whose every byte this process has seen to be right
         self._on_device: tuple[int, Column] | None = None
@@ -106,18 +109,13 @@ class LogitCache:
     def columns(self) -> list[int]:
         """The columns that are there."""
         sizes = self.store.sizes()
-        found = (int(name.removesuffix(".arrow")) for name in sizes if name.endswith(".arrow"))
+        found = (int(name.removesuffix(".arrow")) for name in sizes if COLUMN.fullmatch(name))
         return sorted(view for view in found if seal_name(view) in sizes)
 
     def seal(self, view: int) -> Seal | None:
         """What makes a column whole; None where it is not there (yet)."""
         content = self.store.read(seal_name(view))
-        if content is None:
-            return None
-        try:
-            return Seal(**json.loads(content))
-        except (ValueError, TypeError):  # as if it were not there: the column is computed again
-            return None
+        return None if content is None else _read_seal(content)
 
     # looking up
 
@@ -180,18 +178,22 @@ class LogitCache:
 
     def _is_sound(self, view: int) -> bool:
         """Whether a column is there and every byte is as it was written. What is damaged is taken away."""
-        seal = self.seal(view)
-        if seal is None:
+        content = self.store.read(seal_name(view))
+        if content is None:
             return False
-        if self._matches(view, seal):
+        seal = _read_seal(content)
+        if seal is not None and self._matches(view, seal):
             return True
-        if self.copies is not None:
+        if seal is not None and self.copies is not None:
             self.copies.forget(column_name(view))
             if self._matches(view, seal):
                 return True
         with self.store.claim(column_name(view)) as mine:
-            if mine and self.seal(view) == seal:
+            if mine and self.store.read(seal_name(view)) == content:
                 self.store.remove(seal_name(view))
+                self.mended.append(view)
+        self._columns.pop(view, None)  # the memory of a file that goes
+        self._on_device = None
         return False
 
     def _matches(self, view: int, seal: Seal) -> bool:
@@ -229,11 +231,20 @@ class LogitCache:
 
     # checking
 
-    def bad_columns(self) -> list[int]:
-        """Columns that are there but whose bytes are not those that were written; reads every byte."""
-        views = self.columns()
+    def bad_columns(self, watch: Callable[[int, int], None] | None = None) -> list[int]:
+        """Columns that have been there but whose bytes are not those that were written; reads every byte.
+
+        `watch(done, total)` hears of each column.
+        """
+        names = self.store.sizes()
+        views = sorted(int(name.removesuffix(".json")) for name in names if SEAL.fullmatch(name))
+        bad = []
         with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-            return [view for view, right in zip(views, pool.map(self._stored_right, views), strict=True) if not right]
+            for done, (view, right) in enumerate(zip(views, pool.map(self._stored_right, views), strict=True), 1):
+                bad += [] if right else [view]
+                if watch is not None:
+                    watch(done, len(views))
+        return bad
 
     def _stored_right(self, view: int) -> bool:
         seal, hashing = self.seal(view), Hashing()
@@ -244,7 +255,10 @@ class LogitCache:
         return seal is not None and hashing.digest.hexdigest() == seal.sha256
 
     def check_rows(self) -> None:
-        """Asks the teacher again about random rows of random columns. Raises CacheError where it differs."""
+        """Asks the teacher again about random rows of random columns. Raises CacheError where it differs.
+
+        Columns that turn out to be damaged are taken away: `ensure` computes them again.
+        """
         assert self.teacher is not None
         there = torch.tensor(self.columns())
         if not len(there):
@@ -256,13 +270,26 @@ class LogitCache:
         for view in chosen:
             rows = torch.randperm(count, generator=generator)[: SAMPLED_ROWS // len(chosen)].to(device)
             fresh = torch.cat(list(self.teacher.to(view, rows)))
-            wrong = self.column(view).to(device).differs(rows, fresh, TOLERANCE)
-            if wrong.any():
+            try:
+                wrong = self.column(view).to(device).differs(rows, fresh, TOLERANCE)
+            except CacheError:
+                if self._is_sound(view):
+                    raise
+                continue
+            if wrong.any() and self._is_sound(view):
                 raise CacheError(
                     f"{self.store.address}/{column_name(view)}: the teacher now answers differently to image "
                     f"{int(rows[wrong][0])} ({int(wrong.sum())} of {len(rows)} rows). Run `kdtune cache verify`, or "
                     f"remove the cache to build it anew (`kdtune cache prune {self.manifest.identity.key}`)"
                 )
+
+
+def _read_seal(content: bytes) -> Seal | None:
+    """None where it is damaged: as if it were not there."""
+    try:
+        return Seal(**json.loads(content))
+    except (ValueError, TypeError):
+        return None
 
 
 def column_name(view: int) -> str:

@@ -18,7 +18,7 @@ from kdtune.experiment.chain import BEFORE, assistant, configurations, in_order,
 from kdtune.models import check_model
 from kdtune.records import EpochRecord
 from kdtune.teacher import Teacher
-from kdtune.trial.caches import begin_caches, place_of
+from kdtune.trial.caches import begin_caches, place_of, views_needed
 from kdtune.trial.teachers import obtain, section_of
 
 
@@ -91,7 +91,8 @@ def prepare(
             progress.cache_column(len(cache.columns()) if not complete else view + 1, cache.views)
         progress.cache_ready(cache)
     places = {name: place_of(experiment, cache.manifest.identity) for name, cache in caches.items()}
-    return Materials(dataset, teachers, places, max((cache.views for cache in caches.values()), default=1))
+    views = max((cache.views for cache in caches.values()), default=views_needed(experiment))
+    return Materials(dataset, teachers, places, views)
 
 
 def check_networks(experiment: Experiment, dataset: Dataset) -> None:
