@@ -1,0 +1,20 @@
+"""`kdtune cache build [FILE]`: every column of an experiment's caches, before any trial asks for it."""
+
+from kdtune.cli.cache.finding import NOTHING
+from kdtune.cli.options import File, Overrides, read, resumable
+
+
+def build(file: File = None, overrides: Overrides = None) -> None:
+    """Compute every column that is missing or damaged; a search computes them as it needs them."""
+    experiment = read(file, overrides)
+
+    from kdtune.cli.progress import watcher
+    from kdtune.training import default_device
+    from kdtune.trial import prepare, with_assistants
+
+    with resumable(), watcher() as watch:
+        materials = prepare(with_assistants(experiment), default_device(), watch, complete=True)
+        if not materials.caches:
+            watch.say(f"cache     {NOTHING}")
+        for place in materials.caches.values():
+            watch.say(f"cache     kept in {place.address}")
