@@ -25,7 +25,7 @@ from kdtune.teacher import Ensemble
 from kdtune.training import train
 
 LONG_ENOUGH_S = 0.4  # what lasts shorter is measured on more images
-PATIENCE_S = 1.5  # after so long it is not measured once more
+PATIENCE_S = 2.0  # after so long it is not measured once more
 REPEATS = 3
 FIRST_IMAGES = 64
 REMEMBERED = 4096  # images whose answers stand in for those of a whole column
