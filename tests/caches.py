@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from kdtune.cache import Answers, Identity, LogitCache, Place, begin_cache, describe, identify, open_cache
 from kdtune.data import Dataset, Images, augment
-from kdtune.experiment import Data
+from kdtune.experiment import Cache, Data
 from kdtune.models import build_model
 from kdtune.teacher import Teacher, fingerprint
 
@@ -92,7 +92,7 @@ class Bench:
 
     @property
     def identity(self) -> Identity:
-        return identify(self.dataset, self.data, self.teacher, self.top_k)
+        return identify(self.dataset, self.data, self.teacher, Cache.model_construct(top_k=self.top_k))
 
     @property
     def place(self) -> Place:

@@ -5,6 +5,7 @@ in this file so that they run one after the other: pytest gives each file to one
 """
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -351,11 +352,11 @@ def two_nodes() -> Iterator[None]:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
         cluster.add_node(num_cpus=1)
-        ray.init(address=cluster.address, logging_level="ERROR")
+        ray.init(address=cluster.address, logging_level=logging.ERROR)
         yield
     finally:
         ray.shutdown()
-        cluster.shutdown()
+        cluster.shutdown()  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.usefixtures("two_nodes")

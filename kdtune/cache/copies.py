@@ -6,14 +6,20 @@ copies.check("00003.arrow", sha256)               # reads every byte; a damaged 
 """
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from kdtune.cache.columns import DamagedError, Hashing, hash_of
-from kdtune.cache.store import Store
-from kdtune.records import PART, locked, writing
+from kdtune.cache.identity import KEY, MANIFEST
+from kdtune.cache.store import Store, store_at
+from kdtune.errors import CacheError
+from kdtune.records import PART, locked, write_text, writing
+
+ORIGIN = "origin"  # the file that says of which cache they are copies: its address
 
 
 def default_copies() -> Path:
@@ -58,6 +64,7 @@ class Copies:
     def _fetch(self, path: Path, sha256: str) -> None:
         for cut in self.folder.glob(f".*{PART}"):  # whoever wrote it was killed: the lock is ours
             cut.unlink()
+        write_text(self.folder / ORIGIN, self.store.address)
         with writing(path) as file:
             arriving = Hashing(file)
             self.store.copy(path.name, arriving)
@@ -65,3 +72,40 @@ class Copies:
                 raise DamagedError(
                     f"{self.store.address}/{path.name} is damaged. `kdtune cache build` computes it again"
                 )
+
+
+@dataclass(frozen=True)
+class Copied:
+    """What a node holds of one cache."""
+
+    folder: Path
+    origin: str  # address of the cache
+    bytes: int
+
+    @property
+    def key(self) -> str:
+        return self.folder.name
+
+    def orphaned(self) -> bool:
+        """Whether the cache is no more; not where that cannot be found out now."""
+        with suppress(CacheError):
+            return store_at(self.origin).read(MANIFEST) is None
+        return False
+
+    def remove(self) -> bool:
+        """Whether they are removed: not while a process is copying."""
+        try:
+            with locked(self.folder / "lock", wait=False):
+                shutil.rmtree(self.folder)
+        except BlockingIOError:
+            return False
+        return True
+
+
+def copies_in(folder: Path) -> Iterator[Copied]:
+    """What this machine holds of caches; folders that kdtune has not made are left out."""
+    for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
+        origin = entry / ORIGIN
+        if KEY.fullmatch(entry.name) and origin.is_file():
+            size = sum(file.stat().st_size for file in entry.iterdir() if file.is_file())
+            yield Copied(entry, origin.read_text(), size)

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import platform
-from dataclasses import asdict, dataclass, field
+import re
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -11,10 +12,12 @@ import torch
 
 from kdtune.data import Dataset
 from kdtune.errors import CacheError
-from kdtune.experiment import Data
+from kdtune.experiment import Cache, Data
 from kdtune.teacher import Teacher
 
 FORMAT = 2
+MANIFEST = "manifest.json"
+KEY = re.compile(r"[0-9a-f]{16}")
 
 
 @dataclass(frozen=True)
@@ -82,20 +85,21 @@ class Manifest:
             ) from error
 
 
-def identify(
-    dataset: Dataset, data: Data, teacher: Teacher, top_k: int | None = None, dtype: str = "float16"
-) -> Identity:
-    """Raises CacheError where `top_k` would save nothing."""
-    classes = len(dataset.classes)
-    if top_k is not None and 2 * top_k >= classes:
+def identify(dataset: Dataset, data: Data, teacher: Teacher, keep: Cache | None = None) -> Identity:
+    """What a cache of the teacher's answers belongs to; `keep` says how much of them is kept.
+
+    Raises CacheError where its `top_k` would save nothing.
+    """
+    keep, classes = keep or Cache(), len(dataset.classes)
+    if keep.top_k is not None and 2 * keep.top_k >= classes:
         raise CacheError(
-            f"cache.top_k is {top_k}, but {dataset.name} has {classes} classes, and a logit of the largest takes "
-            f"twice the bytes: there is nothing to save. Leave it null"
+            f"cache.top_k is {keep.top_k}, but {dataset.name} has {classes} classes, and one of the largest logits "
+            f"takes twice the bytes: there is nothing to save. Leave it null"
         )
     detail = f" padding {data.crop_padding}" if data.augment.startswith("crop") else ""
     if data.resized:
         detail = f" scale {list(data.crop_scale)}"
-    return Identity(
+    whole = Identity(
         dataset=dataset.fingerprint,
         teacher=teacher.fingerprint,
         augmentation=data.augment + detail,
@@ -103,9 +107,14 @@ def identify(
         view_seed=data.view_seed,
         rows=len(dataset.labels),
         classes=classes,
-        top_k=top_k,
-        dtype=dtype,
+        top_k=None,
     )
+    return kept_as(whole, keep)
+
+
+def kept_as(identity: Identity, keep: Cache) -> Identity:
+    """The identity of the same answers, if so much of every logit is kept."""
+    return replace(identity, top_k=keep.top_k, dtype="uint8" if keep.bits == 8 else "float16")
 
 
 def describe(identity: Identity, dataset: Dataset, teacher: Teacher) -> Manifest:

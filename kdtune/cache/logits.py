@@ -15,6 +15,7 @@ are first needed, by whoever needs them, in any order and by any number of proce
 import json
 import os
 import platform
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,14 +28,15 @@ from torch import Tensor, nn
 
 from kdtune.cache.columns import Column, DamagedError, Draft, Hashing, hash_of, open_column
 from kdtune.cache.copies import Copies, default_copies
-from kdtune.cache.identity import Identity, Manifest
+from kdtune.cache.identity import MANIFEST, Identity, Manifest
 from kdtune.cache.store import Store, is_uri, store_at
 from kdtune.data import Dataset, read
 from kdtune.errors import CacheError
 from kdtune.experiment import Data
 from kdtune.training import evaluation_batch
 
-MANIFEST = "manifest.json"
+# of names: people put files of their own into folders
+COLUMN, SEAL = re.compile(r"\d{5,}\.arrow"), re.compile(r"\d{5,}\.json")
 SAMPLED_ROWS = 64
 SAMPLED_COLUMNS = 4
 TOLERANCE = 2e-2  # of the larger of 1 and the logit: far above float16's 5e-4 and devices' differences
@@ -98,7 +100,9 @@ class LogitCache:
         self.manifest = manifest
         self.copies = copies
         self.views = views
+        self.wanted = views  # columns that trials would like; `views` are fewer where the disk cannot hold them
         self.teacher = teacher
+        self.mended: list[int] = []  # columns that this process found damaged and took away, to be computed again
         self._columns: dict[int, Column] = {}
         self._sound: set[int] = set()  # columns whose every byte this process has seen to be right
         self._on_device: tuple[int, Column] | None = None
@@ -108,8 +112,8 @@ class LogitCache:
     def columns(self) -> list[int]:
         """The columns that are there."""
         sizes = self.store.sizes()
-        found = (_view_of(name) for name in sizes)
-        return sorted(view for view in found if view is not None and seal_name(view) in sizes)
+        found = (int(name.removesuffix(".arrow")) for name in sizes if COLUMN.fullmatch(name))
+        return sorted(view for view in found if seal_name(view) in sizes)
 
     def seal(self, view: int) -> Seal | None:
         """What makes a column whole; None where it is not there (yet)."""
@@ -193,6 +197,7 @@ class LogitCache:
             with self.store.claim(column_name(view)) as mine:  # nobody computes it now; perhaps somebody just has
                 if mine and not self._matches(view, self.seal(view)):
                     self.store.remove(seal_name(view))
+                    self.mended.append(view)
         return False
 
     def _matches(self, view: int, seal: Seal | None) -> bool:
@@ -241,11 +246,20 @@ class LogitCache:
 
     # checking
 
-    def bad_columns(self) -> list[int]:
-        """Columns that are there but whose bytes are not those that were written; reads every byte."""
-        views = self.columns()
+    def bad_columns(self, watch: Callable[[int, int], None] | None = None) -> list[int]:
+        """Columns that have been there but whose bytes are not those that were written; reads every byte.
+
+        `watch(done, total)` hears of each column.
+        """
+        names = self.store.sizes()
+        views = sorted(int(name.removesuffix(".json")) for name in names if SEAL.fullmatch(name))
+        bad = []
         with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-            return [view for view, right in zip(views, pool.map(self._stored_right, views), strict=True) if not right]
+            for done, (view, right) in enumerate(zip(views, pool.map(self._stored_right, views), strict=True), 1):
+                bad += [] if right else [view]
+                if watch is not None:
+                    watch(done, len(views))
+        return bad
 
     def _stored_right(self, view: int) -> bool:
         seal, hashing = self.seal(view), Hashing()
@@ -306,12 +320,6 @@ def column_name(view: int) -> str:
 
 def seal_name(view: int) -> str:
     return f"{view:05d}.json"
-
-
-def _view_of(name: str) -> int | None:
-    """The view of a column's file, None of any other: people put files of their own into folders."""
-    stem = name.removesuffix(".arrow")
-    return int(stem) if stem.isdecimal() and name == column_name(int(stem)) else None
 
 
 def open_cache(

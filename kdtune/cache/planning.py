@@ -1,13 +1,28 @@
-"""What a cache costs and when it pays off, before anything is built: bytes, teacher passes, the break-even point."""
+"""What a cache costs and when it pays off, before anything is built: bytes, teacher passes, seconds, the break-even.
+
+views = views_that_fit(60, caches, fewer_will_do=True)
+estimate = Estimate(identity, views=views, there=0, epochs=60, images=45_000)
+print(estimate.bytes_missing, estimate.passes, estimate.break_even)
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from kdtune.cache.identity import Identity
+from kdtune.cache.identity import Identity, kept_as
 from kdtune.cache.logits import LogitCache
 from kdtune.errors import CacheError
+from kdtune.experiment import Cache
 
 SHARE_OF_DISK = 0.9  # of what is free: checkpoints and the rest of the run need some
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Images a second on one device."""
+
+    answered: float  # by the teacher, in evaluation
+    cached: float  # that a student trains on, the answers read
+    live: float  # that a student trains on, the teacher asked at every step
 
 
 @dataclass(frozen=True)
@@ -42,6 +57,16 @@ class Estimate:
     def break_even(self) -> float:
         """Trials of full length that ask a live teacher as often as building the cache does."""
         return self.passes / self.live_passes
+
+    def keeping(self, keep: Cache) -> "Estimate":
+        """The same, if so much of every logit were kept; nothing is there of that yet."""
+        return replace(self, identity=kept_as(self.identity, keep), there=0)
+
+    def seconds_to_build(self, speed: Speed) -> float:
+        return self.passes / speed.answered
+
+    def seconds_an_epoch(self, speed: Speed, *, cached: bool) -> float:
+        return self.images / (speed.cached if cached else speed.live)
 
 
 def views_that_fit(wanted: int, caches: Sequence[LogitCache], *, fewer_will_do: bool) -> int:

@@ -116,7 +116,9 @@ class Folder:
             shutil.copyfileobj(file, sink, PIECE)
 
     def remove(self, name: str | None = None) -> None:
-        if name is None:
+        if name is None and self.folder.is_symlink():
+            self.folder.unlink()
+        elif name is None:
             shutil.rmtree(self.folder)
         else:
             (self.folder / name).unlink(missing_ok=True)
@@ -162,4 +164,4 @@ def names_below(address: str) -> list[str]:
 
         return folders_below(address)
     folder = Path(address)
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.exists() else []
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []

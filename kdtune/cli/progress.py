@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kdtune.cache import LogitCache
+from kdtune.cli.tables import PIPE_WIDTH, megabytes
 from kdtune.data import Dataset
 from kdtune.experiment import Experiment
 from kdtune.experiment.networks import INLINE
@@ -28,7 +29,6 @@ from kdtune.teacher import Teacher
 if TYPE_CHECKING:
     from kdtune.search.board import Board, Row
 
-PIPE_WIDTH = 140
 PATIENCE = 1.5  # seconds of reading files that pass without a word
 SHOWN_ROWS = 10
 SHOWN_CHANGES = 3
@@ -93,6 +93,13 @@ class Lines:
             f"cache     of {cache.manifest.teacher_model}: {count} view columns of {identity.rows} x "
             f"{identity.top_k or identity.classes} logits, {size / 1e6:.1f} MB in all, checked against the teacher"
         )
+        if cache.mended:
+            self.say(f"cache     damaged columns have been computed again: {', '.join(map(str, cache.mended))}")
+        if cache.views < cache.wanted:
+            self.say(f"cache     {fewer_views(cache)}")
+
+    def cache_checked(self, done: int, columns: int) -> None:
+        """A column of `kdtune cache verify`; a line for each would be too many."""
 
     def trial_epoch(self, record: EpochRecord) -> None:
         """An epoch of `kdtune train`."""
@@ -153,12 +160,15 @@ class Terminal(Lines):
     def cache_column(self, done: int, views: int) -> None:
         self.live.update(_bar(f"cache: {done}/{views} view columns", done, views))
 
+    def cache_checked(self, done: int, columns: int) -> None:
+        self.live.update(_bar(f"cache: {done}/{columns} view columns read", done, columns))
+
     def trial_epoch(self, record: EpochRecord) -> None:
         self.live.update(_bar(f"student: {_epoch(record)}", record.epoch, record.epochs))
 
     def cache_ready(self, cache: LogitCache) -> None:
         super().cache_ready(cache)
-        self.live.update(Text("starting Ray ..."))
+        self.live.update(Text("getting ready ..."))
 
     def search_progress(self, board: "Board") -> None:
         self.live.update(board_table(board))
@@ -180,6 +190,17 @@ def _epoch(record: EpochRecord) -> str:
     return (
         f"epoch {record.epoch}/{record.epochs}: loss {record.loss:.3f} ({shares}), "
         f"validation accuracy {record.val_accuracy:.2%}"
+    )
+
+
+def fewer_views(cache: LogitCache) -> str:
+    """Why there are fewer view columns than epochs, and what can be done."""
+    free = cache.store.free()
+    return (
+        f"only {cache.views} of {cache.wanted} view columns fit the disk ({megabytes(free or 0)} free, "
+        f"{megabytes(cache.manifest.identity.bytes_of_logits)} a column): every image is seen in {cache.views} views, "
+        f"which take turns. For more of them: keep the largest logits only (cache.top_k), or set cache.storage to a "
+        f"larger disk; data.views: {cache.views} says that so many are enough"
     )
 
 

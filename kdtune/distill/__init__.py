@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from kdtune.data import Dataset
 from kdtune.distill.feature_losses import FEATURE_LOSSES
 from kdtune.distill.logit_losses import LOGIT_LOSSES
-from kdtune.distill.objective import Cached, Distillation, Live
+from kdtune.distill.objective import Cached, Distillation, Live, TeacherAnswers
 from kdtune.distill.peers import peer_student
 from kdtune.distill.students import Student, feature_student, logit_student, student_alone, tap_teacher
 from kdtune.distill.taps import check_features
@@ -49,6 +49,7 @@ __all__ = [
     "Distillation",
     "Live",
     "Student",
+    "TeacherAnswers",
     "check_features",
     "distill",
     "feature_student",

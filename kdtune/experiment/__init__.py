@@ -1,5 +1,6 @@
 """The experiment file: YAML in, one frozen `Experiment` out, every mistake at once."""
 
+from kdtune.experiment.caching import Cache
 from kdtune.experiment.images import Data
 from kdtune.experiment.loading import differences, dump, json_schema, load, parse
 from kdtune.experiment.models import Experiment, Resources
@@ -11,6 +12,7 @@ from kdtune.experiment.train import Train
 from kdtune.experiment.values import row, textbook, with_values
 
 __all__ = [
+    "Cache",
     "Data",
     "Distill",
     "Experiment",

@@ -39,8 +39,3 @@ class Cache(Section):
         if self.top_k is not None and self.bits == 8:
             raise ValueError("keep all logits in 8 bits, or the largest (top_k) in 16; given both")
         return self
-
-    @property
-    def dtype(self) -> str:
-        """Of a logit, as a cache's identity has it."""
-        return "uint8" if self.bits == 8 else "float16"

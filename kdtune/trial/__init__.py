@@ -2,6 +2,7 @@
 
 from kdtune.trial.bench import Bench
 from kdtune.trial.caches import begin_caches, place_of, storage_of, views_needed
+from kdtune.trial.forecast import Forecast, Planned, forecasts
 from kdtune.trial.materials import Materials, Progress, Silent, check_networks, prepare
 from kdtune.trial.run_folder import (
     Found,
@@ -17,12 +18,14 @@ from kdtune.trial.run_folder import (
     with_assistants,
 )
 from kdtune.trial.running import Trial
-from kdtune.trial.teachers import locate, obtain
+from kdtune.trial.teachers import kept_already, locate, obtain
 
 __all__ = [
     "Bench",
+    "Forecast",
     "Found",
     "Materials",
+    "Planned",
     "Progress",
     "Silent",
     "Trial",
@@ -33,6 +36,8 @@ __all__ = [
     "check_networks",
     "claim",
     "columns_of",
+    "forecasts",
+    "kept_already",
     "locate",
     "made_of",
     "obtain",

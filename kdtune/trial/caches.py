@@ -39,7 +39,7 @@ def begin_caches(
     """
     caches = {}
     for name, teacher in teachers.items():
-        identity = identify(dataset, experiment.data, teacher, experiment.cache.top_k, experiment.cache.dtype)
+        identity = identify(dataset, experiment.data, teacher, experiment.cache)
         answers = answers_of(teacher, dataset, experiment, device)
         manifest = describe(identity, dataset, teacher)
         wanted = columns or views_needed(experiment)
@@ -67,11 +67,16 @@ def place_of(experiment: Experiment, identity: Identity) -> Place:
     return Place(below(storage_of(experiment), identity.key), experiment.cache.copies)
 
 
-def views_needed(experiment: Experiment) -> int:
-    """View columns of the experiment and of every trial and row that it may run."""
+def longest(experiment: Experiment) -> int:
+    """Epochs of the longest trial or row that the experiment may run."""
     parameters, _ = parse(experiment.search.space)
     lengths = [p for p in parameters if p.path == "train.epochs"]
     searched = [n for p in lengths for n in (p.high, *p.options) if isinstance(n, int | float)]
     rows = [one.train.epochs for one in configurations(experiment)]
-    epochs = int(max(*rows, *searched, 0))
+    return int(max(*rows, *searched, 0))
+
+
+def views_needed(experiment: Experiment) -> int:
+    """View columns of the experiment and of every trial and row that it may run."""
+    epochs = longest(experiment)
     return experiment.model_copy(update={"train": experiment.train.model_copy(update={"epochs": epochs})}).views

@@ -8,6 +8,7 @@ Teacher Assistant"; with its own size over generations it is Furlanello et al. 2
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -68,6 +69,22 @@ def locate(experiment: Experiment, dataset: Dataset) -> dict[str, Teacher]:
     return _Teachers(experiment, dataset, torch.device("cpu"), lambda name, record: None, look).all()
 
 
+def kept_already(experiment: Experiment, dataset: Dataset) -> dict[str, Teacher]:
+    """Like `locate`, without those that are not kept yet, and assistants whose own search has not run."""
+
+    def look(name: str, plan: Plan) -> Teacher:
+        teacher = find(plan.folder)
+        if teacher is None:
+            raise _NotKeptError
+        return teacher
+
+    return _Teachers(experiment, dataset, torch.device("cpu"), lambda name, record: None, look).some()
+
+
+class _NotKeptError(Exception):
+    """A teacher is not there yet."""
+
+
 def section_of(experiment: Experiment, name: str) -> str:
     """Where the experiment file describes a teacher."""
     return f"teachers.{name}" if name in experiment.teachers else name
@@ -91,13 +108,23 @@ class _Teachers:
 
     def all(self) -> dict[str, Teacher]:
         for name in in_order(self.experiment):
-            config = self.experiment.all_teachers[name]
-            self.known[name] = (
-                self.settle(name, self._plan(name, config))
-                if config.weights is not None or config.ensemble
-                else self._generations(name, config)
-            )
+            self.known[name] = self._settled(name)
         return self.known
+
+    def some(self) -> dict[str, Teacher]:
+        """Those for which `settle` does not raise _NotKeptError, and all on whom they depend."""
+        for name in in_order(self.experiment):
+            config = self.experiment.all_teachers[name]
+            if config.search is None and all(other in self.known for other in config.depends_on):
+                with suppress(_NotKeptError):
+                    self.known[name] = self._settled(name)
+        return self.known
+
+    def _settled(self, name: str) -> Teacher:
+        config = self.experiment.all_teachers[name]
+        if config.weights is not None or config.ensemble:
+            return self.settle(name, self._plan(name, config))
+        return self._generations(name, config)
 
     def _plan(self, name: str, config: Section) -> Plan:
         """Of a teacher that is not trained here."""
