@@ -6,6 +6,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -19,7 +20,7 @@ from kdtune.errors import CacheError
 from kdtune.records import PART
 from tests.caches import PROCESSES, ROWS, Bench, a_network, build_elsewhere, noise, told, until
 
-BIG = (4000, 50)  # rows and classes of a column that takes a while to write
+BIG = (2000, 50)  # rows and classes of a column that takes a while to write
 
 
 @pytest.fixture
@@ -222,6 +223,22 @@ def test_what_another_leaves_undone_is_computed(bench: Bench) -> None:
     waiting.join(60)
     assert (cache.columns(), bench.heard) == ([0], [0])
     assert not Folder(bench.folder).busy()
+
+
+def test_what_another_finished_just_before_the_claim_is_not_computed_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, other = bench.begin(1), bench.begin(1)
+    real = Folder.claim
+
+    def late(self: Folder, name: str) -> AbstractContextManager[bool]:
+        monkeypatch.setattr(Folder, "claim", real)
+        other.ensure(0)
+        return self.claim(name)
+
+    monkeypatch.setattr(Folder, "claim", late)
+    cache.ensure(0)
+    assert bench.heard == [0]
 
 
 def test_a_claim_has_one_owner_and_goes_with_it(bench: Bench) -> None:

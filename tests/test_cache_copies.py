@@ -1,6 +1,8 @@
 """Copies of columns on a node's own disk: made once, whole or absent, mended when damaged."""
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -8,10 +10,11 @@ import torch
 
 from kdtune.cache import LogitCache
 from kdtune.cache.columns import Sink
+from kdtune.cache.copies import Copies
 from kdtune.cache.store import Folder
 from kdtune.errors import CacheError
-from kdtune.records import PART
-from tests.caches import ROWS, Bench, flip_a_byte
+from kdtune.records import PART, locked
+from tests.caches import ROWS, Bench, flip_a_byte, until
 
 ALL = torch.arange(ROWS)
 
@@ -46,6 +49,7 @@ def copy_of(bench: Bench, view: int) -> Path:
 
 
 def right(bench: Bench, cache: LogitCache, view: int) -> bool:
+    cache.ensure(view)
     return torch.equal(cache.teacher_logits(view, ALL), bench.logits(view).half().float())
 
 
@@ -68,10 +72,46 @@ def test_a_file_is_copied_once_for_all_who_read_it(bench: Bench, copied: list[st
     assert bench.heard == []
 
 
+def test_who_has_waited_for_a_copy_does_not_make_it_again(
+    bench: Bench, copied: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting: list[Path] = []
+    real = Copies._mine
+
+    @contextmanager
+    def mine(self: Copies) -> Iterator[None]:
+        waiting.append(self.folder)
+        with real(self):
+            yield
+
+    monkeypatch.setattr(Copies, "_mine", mine)
+    caches = [bench.read() for _ in range(6)]
+    threads = [threading.Thread(target=cache.column, args=(0,)) for cache in caches[:3]]
+    threads += [threading.Thread(target=cache.ensure, args=(0,)) for cache in caches[3:]]
+    copy_of(bench, 0).parent.mkdir(parents=True)
+    with locked(copy_of(bench, 0).with_name("lock")):
+        for thread in threads:
+            thread.start()
+        until(lambda: len(waiting) == 6)
+    for thread in threads:
+        thread.join()
+    assert copied == ["00000.arrow"]
+
+
+def test_a_copy_that_is_there_is_read_while_others_are_made(bench: Bench) -> None:
+    bench.read().column(0)
+    cache = bench.read()
+    with locked(copy_of(bench, 0).with_name("lock")):
+        reading = threading.Thread(target=right, args=(bench, cache, 0), daemon=True)
+        reading.start()
+        reading.join(60)
+        assert not reading.is_alive()
+
+
 def test_only_what_is_read_is_copied_and_the_copy_is_what_is_mapped(bench: Bench, copied: list[str]) -> None:
     cache = bench.read()
     assert copied == []
-    assert right(bench, cache, 1)
+    cache.column(1)
     assert (copied, copy_of(bench, 0).exists()) == (["00001.arrow"], False)
     assert copy_of(bench, 1).read_bytes() == bench.path(1).read_bytes()
     maps = Path("/proc/self/maps")
@@ -105,7 +145,10 @@ def test_a_damaged_copy_is_made_again_and_nothing_is_computed(bench: Bench, copi
 def test_a_damaged_copy_is_no_other_teacher(bench: Bench) -> None:
     cache = bench.begin(1)
     cache.ensure(0)
-    copy_of(bench, 0).write_bytes(b"")
+    content = copy_of(bench, 0).read_bytes()
+    logits = bench.logits(0).half().numpy().tobytes()
+    copy_of(bench, 0).write_bytes(content.replace(logits, bytes(len(logits))))
+    assert copy_of(bench, 0).read_bytes() != content
     bench.begin(1).check_rows()
     assert copy_of(bench, 0).read_bytes() == bench.path(0).read_bytes()
 
