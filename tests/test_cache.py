@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import nn
 
-from kdtune.cache import open_cache, views_that_fit
+from kdtune.cache import check_saves, open_cache, views_that_fit
 from kdtune.data import DATASETS, Dataset, Images, load_dataset
 from kdtune.errors import CacheError
-from kdtune.experiment import Data
+from kdtune.experiment import Cache, Data
 from tests.caches import DATA, ROWS, Bench, a_network
 
 Read = tuple[Images, Images, tuple[str, ...]]
@@ -71,7 +71,7 @@ def test_plain_pyarrow_reads_a_column(bench: Bench) -> None:
 
 
 def test_plain_pyarrow_reads_the_largest_logits(bench: Bench) -> None:
-    bench.top_k = 1
+    bench.top_k = 2
     bench.build(1)
     with pa.memory_map(str(bench.path(0))) as source:
         table = pa.ipc.open_file(source).read_all()
@@ -89,7 +89,7 @@ def test_plain_pyarrow_reads_the_largest_logits(bench: Bench) -> None:
 
 def test_the_top_k_come_back_as_logits_of_all_classes(bench: Bench) -> None:
     """Of three classes two are kept; what is left out is one class, and so is told exactly."""
-    bench.top_k = 1
+    bench.top_k = 2
     cache = bench.build(2)
     indices = torch.tensor([5, 60, 0, 17])
     for view in (1, 0):
@@ -249,11 +249,12 @@ def test_every_field_of_an_identity_tells_caches_apart_and_is_named(bench: Bench
         assert [line.split(":")[0] for line in identity.differences(other)] == [field.name]
 
 
-@pytest.mark.parametrize("top_k", [3, 100])
-def test_a_top_k_that_leaves_no_class_out_is_refused(bench: Bench, top_k: int) -> None:
-    bench.top_k = top_k
+@pytest.mark.parametrize("top_k", [2, 3, 100])
+def test_a_top_k_that_saves_nothing_is_refused(toy: Dataset, top_k: int) -> None:
+    check_saves(Cache(), toy)
+    check_saves(Cache.model_construct(top_k=1), toy)
     with pytest.raises(CacheError, match=f"cache.top_k is {top_k}, but digits has 3 classes"):
-        bench.begin(1)
+        check_saves(Cache.model_construct(top_k=top_k), toy)
 
 
 def refused_by_name(bench: Bench, field: str) -> None:
@@ -314,11 +315,11 @@ def disk_with(free: float, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_full_disk_is_refused_before_anything_is_computed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = bench.begin(4)
     disk_with(4 * COLUMN - 9, monkeypatch)
-    with pytest.raises(CacheError, match=r"4 view columns .* GB more in .*lower data\.views"):
+    with pytest.raises(CacheError, match=r"4 view columns need .* more .*lower data\.views"):
         views_that_fit(4, [cache], fewer_will_do=False)
     assert views_that_fit(4, [cache], fewer_will_do=True) == 3
     disk_with(COLUMN - 9, monkeypatch)
-    with pytest.raises(CacheError, match=r"1 view column of "):
+    with pytest.raises(CacheError, match=r"1 view column needs "):
         views_that_fit(4, [cache], fewer_will_do=True)
     assert bench.heard == []
 

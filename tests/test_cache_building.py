@@ -157,7 +157,7 @@ def test_a_column_is_refused_whole_where_the_disk_is_full(bench: Bench, monkeypa
 
 
 @pytest.mark.parametrize("value", [1e6, float("nan"), -float("inf")])
-@pytest.mark.parametrize("top_k", [None, 1])
+@pytest.mark.parametrize("top_k", [None, 2])
 def test_logits_that_do_not_fit_float16_are_refused_and_leave_no_column(
     bench: Bench, value: float, top_k: int | None
 ) -> None:

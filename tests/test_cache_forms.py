@@ -133,7 +133,7 @@ def test_eight_bits_are_within_half_a_step_of_every_logit_and_exact_at_both_ends
     half = (max(row) - min(row)) / 255 / 2
     assert (found - whole).abs().max() <= half * 1.001 + 1e-5
     assert found.min().item() == min(row)
-    assert found.max().item() == pytest.approx(max(row), rel=1e-6, abs=1e-6)
+    assert found.max().item() == pytest.approx(max(row), abs=1e-5)
 
 
 @pytest.mark.parametrize("device", DEVICES)

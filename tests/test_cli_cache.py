@@ -168,7 +168,7 @@ def test_a_list_names_every_cache_with_its_users_and_the_total(file: Path, shown
     use(file, runs / "far", host="another")
     told = shown("list", file)
     row = next(line for line in told.splitlines() if line.startswith(cache_of(file).name[:8]))
-    assert re.search(r"digits +cnn-8 \d+\.\d% +crop-flip padding 1 +all classes +3 +8\d\.\d kB", row)
+    assert re.search(r"digits +cnn-8 \d+\.\d% +crop-flip padding 1 +all, 16 bits +3 +8\d\.\d kB", row)
     words = re.sub(r"\s+", " ", told)
     for user in ("done (finished)", "deleted (gone)", "[bold] (unfinished)", "far (on another)"):
         assert user in words
@@ -290,7 +290,7 @@ def test_an_estimate_of_a_full_disk_says_how_many_columns_fit_or_that_none_does(
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: DiskUsage(0, 0, round(2.5 * column)))
     assert facts_of(shown("estimate", write(tmp_path)))["view columns"].startswith("2 of 3 that 3 epochs want")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: DiskUsage(0, 0, column // 2))
-    assert "1 view column of the teacher's logits need" in facts_of(shown("estimate", write(tmp_path)))["no room"]
+    assert "1 view column needs" in facts_of(shown("estimate", write(tmp_path)))["no room"]
 
 
 def test_an_estimate_takes_assistants_ensembles_and_models_from_elsewhere(tmp_path: Path, shown: Shown) -> None:

@@ -1,7 +1,7 @@
 """The teacher-logit cache: begun once for a data set, a teacher and an augmentation, shared by all who need it."""
 
 from kdtune.cache.copies import copies_in, default_copies
-from kdtune.cache.identity import MANIFEST, Identity, Manifest, describe, identify
+from kdtune.cache.identity import MANIFEST, Identity, Manifest, check_saves, describe, identify
 from kdtune.cache.logits import Answers, LogitCache, Place, Seal, begin_cache, column_name, open_cache, seal_name
 from kdtune.cache.planning import Estimate, Speed, views_that_fit
 from kdtune.cache.store import below, store_at
@@ -22,6 +22,7 @@ __all__ = [
     "begin_cache",
     "below",
     "caches_in",
+    "check_saves",
     "column_name",
     "copies_in",
     "default_copies",

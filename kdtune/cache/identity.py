@@ -85,17 +85,18 @@ class Manifest:
             ) from error
 
 
-def identify(dataset: Dataset, data: Data, teacher: Teacher, keep: Cache | None = None) -> Identity:
-    """What a cache of the teacher's answers belongs to; `keep` says how much of them is kept.
-
-    Raises CacheError where its `top_k` would save nothing.
-    """
-    keep, classes = keep or Cache(), len(dataset.classes)
+def check_saves(keep: Cache, dataset: Dataset) -> None:
+    """Raises CacheError where keeping the largest logits only would save nothing."""
+    classes = len(dataset.classes)
     if keep.top_k is not None and 2 * keep.top_k >= classes:
         raise CacheError(
             f"cache.top_k is {keep.top_k}, but {dataset.name} has {classes} classes, and one of the largest logits "
             f"takes twice the bytes: there is nothing to save. Leave it null"
         )
+
+
+def identify(dataset: Dataset, data: Data, teacher: Teacher, keep: Cache | None = None) -> Identity:
+    """What a cache of the teacher's answers belongs to; `keep` says how much of them is kept."""
     detail = f" padding {data.crop_padding}" if data.augment.startswith("crop") else ""
     if data.resized:
         detail = f" scale {list(data.crop_scale)}"
@@ -106,10 +107,10 @@ def identify(dataset: Dataset, data: Data, teacher: Teacher, keep: Cache | None 
         normalisation=f"mean {list(dataset.mean)} std {list(dataset.std)}",
         view_seed=data.view_seed,
         rows=len(dataset.labels),
-        classes=classes,
+        classes=len(dataset.classes),
         top_k=None,
     )
-    return kept_as(whole, keep)
+    return kept_as(whole, keep or Cache())
 
 
 def kept_as(identity: Identity, keep: Cache) -> Identity:

@@ -36,7 +36,7 @@ from kdtune.experiment import Data
 from kdtune.training import evaluation_batch
 
 # of names: people put files of their own into folders
-COLUMN, SEAL = re.compile(r"\d{5,}\.arrow"), re.compile(r"\d{5,}\.json")
+COLUMN, SEAL = re.compile(r"(\d{5}|[1-9]\d{5,})\.arrow"), re.compile(r"(\d{5}|[1-9]\d{5,})\.json")
 SAMPLED_ROWS = 64
 SAMPLED_COLUMNS = 4
 TOLERANCE = 2e-2  # of the larger of 1 and the logit: far above float16's 5e-4 and devices' differences

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import torch
 
-from kdtune.cache import LogitCache, Place
+from kdtune.cache import LogitCache, Place, check_saves
 from kdtune.data import Dataset, load_dataset
 from kdtune.distill import check_features
 from kdtune.errors import ExperimentError, Problem
@@ -81,6 +81,7 @@ def prepare(
     """
     dataset = load_dataset(experiment.data, progress.files_read)
     progress.dataset_ready(dataset)
+    check_saves(experiment.cache, dataset)
     check_networks(experiment, dataset)
     on_device = dataset.to(device)
     teachers = obtain(experiment, on_device, device, progress.teacher_epoch)
