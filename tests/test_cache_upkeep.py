@@ -364,7 +364,7 @@ def test_a_speed_is_the_median_of_runs_that_last_long_enough() -> None:
 
     def work(count: int) -> float:
         counts.append(count)
-        stumble = {1: 10.0, 6: 0.2}.get(len(counts), 0.0)
+        stumble = {1: 1.0, 6: 0.2}.get(len(counts), 0.0)
         return count / 1000 + stumble
 
     assert images_a_second(work, 8) == pytest.approx(1000)  # neither the first time nor a stumble counts
@@ -381,7 +381,7 @@ def test_work_that_takes_long_is_measured_once() -> None:
         return 20.0
 
     assert images_a_second(slow, 10) == 0.5
-    assert counts == [10, 10]
+    assert counts == [10]
 
 
 def test_a_manifest_reads_what_it_writes(make: Make) -> None:

@@ -168,7 +168,7 @@ def test_a_list_names_every_cache_with_its_users_and_the_total(file: Path, shown
     use(file, runs / "far", host="another")
     told = shown("list", file)
     row = next(line for line in told.splitlines() if line.startswith(cache_of(file).name[:8]))
-    assert re.search(r"digits +cnn-8 \d+\.\d% +crop-flip padding 1 +all, 16 bits +3 +8\d\.\d kB", row)
+    assert re.search(r"digits +crop-flip padding 1 +cnn-8 +\d+\.\d% +3 +all, 16 bits +8\d\.\d kB", row)
     words = re.sub(r"\s+", " ", told)
     for user in ("done (finished)", "deleted (gone)", "[bold] (unfinished)", "far (on another)"):
         assert user in words

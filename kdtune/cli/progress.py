@@ -94,7 +94,9 @@ class Lines:
             f"{identity.top_k or identity.classes} logits, {size / 1e6:.1f} MB in all, checked against the teacher"
         )
         if cache.mended:
-            self.say(f"cache     damaged columns have been computed again: {', '.join(map(str, sorted(cache.mended)))}")
+            self.say(
+                f"cache     damaged columns have been computed again: {', '.join(map(str, sorted(set(cache.mended))))}"
+            )
         if cache.views < cache.wanted:
             self.say(f"cache     {fewer_views(cache)}")
 

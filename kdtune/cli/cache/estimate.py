@@ -74,12 +74,13 @@ def _of_cache(forecast: "Forecast", name: str, planned: "Planned") -> dict[str, 
                 f"{megabytes(less.bytes)}, {megabytes(less.identity.bytes_of_logits)} a column, "
                 f"{one.bytes / less.bytes:.1f} times less"
             )
+    building = f"about {duration(one.seconds_to_build(speed))}" if one.passes else "nothing to do"
     return facts | {
         "teacher passes": f"{one.passes:,} images still to answer; a live teacher answers {one.live_passes:,} a trial",
         "break-even": f"after {one.break_even:.1f} trials of full length"
         if one.passes
         else "at once: all of it is there",
-        "building": f"about {duration(one.seconds_to_build(speed))} ({speed.answered:,.0f} images a second)",
+        "building": f"{building} ({speed.answered:,.0f} images a second)",
         "an epoch": f"about {seconds(one.seconds_an_epoch(speed, cached=True))} from the cache, "
         f"{seconds(one.seconds_an_epoch(speed, cached=False))} with a live teacher",
     }

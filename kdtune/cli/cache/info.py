@@ -44,6 +44,6 @@ def _facts(teacher: str, cache: "LogitCache") -> dict[str, str]:
         "computing": took,
         "used by": ", ".join(map(user_in_words, users_of(cache.store))) or "no run yet",
         "made with": ", ".join(f"{name} {number}" for name, number in manifest.versions.items()),
-        "data's fingerprint": identity.dataset,
-        "teacher's": identity.teacher,
+        "data fingerprint": identity.dataset,
+        "teacher fingerprint": identity.teacher,
     }

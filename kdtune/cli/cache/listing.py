@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from kdtune.experiment import Experiment
 
 NAMED_USERS = 4  # a longer list of runs is cut
+WIDE = 120  # columns of a terminal
 
 Storage = Annotated[
     str | None,
@@ -38,7 +39,7 @@ def list_caches(file: File = None, storage: Storage = None, overrides: Overrides
     out = console()
     caches, others = caches_in(address)
     if caches:
-        out.print(_table(caches))
+        out.print(_table(caches, out.width))
     total = sum(one.bytes for one in caches)
     count = f"{len(caches)} cache{'s' * (len(caches) != 1)}"
     out.print(f"{count}, {megabytes(total)}, in {address}", markup=False, soft_wrap=True)
@@ -64,31 +65,37 @@ def address_of(storage: str | None, experiment: "Experiment") -> str:
     return str((runs if runs.is_dir() else folder).absolute())
 
 
-def _table(caches: "list[Kept]") -> "Table":
+def _table(caches: "list[Kept]", width: int) -> "Table":
+    """A line a cache where the terminal is wide; else some cells stand below each other."""
     from rich.table import Table
     from rich.text import Text
 
     from kdtune.cache import short_keys
     from kdtune.cli.tables import megabytes
 
+    wide = width >= WIDE
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("key", no_wrap=True)
-    for name in ("data", "teacher", "augmentation", "form"):
-        table.add_column(name, overflow="fold")
-    table.add_column("columns", justify="right", no_wrap=True)
+    heads = ["data", "augmentation", "teacher", "accuracy", "columns", "form"]
+    for head in heads if wide else _stacked(heads):
+        table.add_column(head, justify="right" if head == "columns" else "left")
     table.add_column("size", justify="right", no_wrap=True)
     table.add_column("used by", overflow="fold")
     short = short_keys(caches)
     for one in caches:
-        what = ["?", "damaged", "?", "?"]
+        what = ["damaged", "", "", "", str(one.columns), ""]
         if one.manifest is not None:
-            teacher = f"{one.manifest.teacher_model} {one.manifest.teacher_val_accuracy:.1%}"
-            identity = one.manifest.identity
-            what = [one.manifest.data, teacher, identity.augmentation, identity.form]
-            what[1] += " (damaged)" if one.trouble else ""
-        cells = [short[one.key], *what, str(one.columns), megabytes(one.bytes), _users(one)]
-        table.add_row(*(Text(cell) for cell in cells), style="red" if one.trouble else "")
+            manifest, identity = one.manifest, one.manifest.identity
+            accuracy = f"{manifest.teacher_val_accuracy:.1%}"
+            what = [manifest.data, identity.augmentation, manifest.teacher_model, accuracy, what[4], identity.form]
+            what[0] += ", damaged" if one.trouble else ""
+        cells = [short[one.key], *(what if wide else _stacked(what)), megabytes(one.bytes), _users(one)]
+        table.add_row(*map(Text, cells), style="red" if one.trouble else "")
     return table
+
+
+def _stacked(cells: list[str]) -> list[str]:
+    return [f"{above}\n{below}" for above, below in zip(cells[::2], cells[1::2], strict=True)]
 
 
 def _users(kept: "Kept") -> str:
@@ -96,7 +103,7 @@ def _users(kept: "Kept") -> str:
 
     named = [user_in_words(user) for user in kept.users[:NAMED_USERS]]
     more = len(kept.users) - len(named)
-    return ", ".join([*named, *([f"{more} more"] if more else [])]) or "nobody"
+    return "\n".join([*named, *([f"{more} more"] if more else [])]) or "nobody"
 
 
 def _print_copies(out: "Console", folder: Path) -> None:

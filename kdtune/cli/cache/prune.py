@@ -36,9 +36,9 @@ def prune(keys: Keys = None, storage: Storage = None, finished: Finished = False
     going = [one.kept for one in removals if not one.busy]
     freed = sum(one.bytes for one in going)
     for one in removals:
-        typer.echo(_told(one, dry_run=dry_run))
         if not (one.busy or dry_run):
             remove(one.kept)
+        typer.echo(_told(one, dry_run=dry_run))
     freed += _prune_copies({one.address for one in going}, dry_run=dry_run)
     left = len(caches) - len(going)
     typer.echo(
