@@ -64,7 +64,7 @@ def test_an_unknown_key_names_the_nearest_known_one(path: str, given: object, ne
 
 
 @pytest.mark.parametrize(
-    "path", ["integer", "float", "train.interval", "data.floats", "search.function-x", "literal[1]"]
+    "path", ["integer", "float", "train.interval", "data.floats", "search.function-x", "literal[1]", "(", "train.(", ""]
 )
 def test_an_unknown_key_is_named_whatever_it_is_called(path: str) -> None:
     problems = problems_of(lambda: parse(raw_with({path: 5})))

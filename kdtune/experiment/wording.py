@@ -14,13 +14,15 @@ UNION_MEMBERS = ("literal['", "constrained-int", "constrained-float")
 def problem(detail: ErrorDetails, whole: type[BaseModel]) -> Problem:
     """A pydantic error in words: what was given, what is allowed, the nearest known name."""
     # pydantic adds the member of a union that refused the value; a user knows only the field
-    location = [str(part) for part in detail["loc"] if not str(part).startswith("(")]
-    if location and location[-1].startswith(UNION_MEMBERS) and detail["type"] != "extra_forbidden":
+    parts, unknown = [str(part) for part in detail["loc"]], detail["type"] == "extra_forbidden"
+    own = len(parts) - 1 if unknown else None  # an unknown key is the user's word, whatever it begins with
+    location = [part for k, part in enumerate(parts) if k == own or not part.startswith("(")]
+    if location and location[-1].startswith(UNION_MEMBERS) and not unknown:
         location.pop()
     path = ".".join(location)
     given = detail.get("input")
     context = detail.get("ctx", {})
-    if detail["type"] == "extra_forbidden":
+    if unknown:
         known = _known_fields(location[:-1], whole)
         return Problem(path, f"unknown key.{nearest(location[-1], known) or ' Known: ' + ', '.join(known) + '.'}")
     if detail["type"] == "union_tag_invalid":
