@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from kdtune.cache.columns import Column, Draft, Hashing, open_column
-from kdtune.cache.copies import Copies, default_copies
+from kdtune.cache.copies import Copies, DamagedError, default_copies
 from kdtune.cache.identity import Identity, Manifest
 from kdtune.cache.store import Store, is_uri, store_at
 from kdtune.data import Dataset, read
@@ -197,7 +197,7 @@ class LogitCache:
     def _matches(self, view: int, seal: Seal) -> bool:
         try:
             return hash_of(self._file(view, seal)) == seal.sha256
-        except (FileNotFoundError, CacheError):
+        except (FileNotFoundError, DamagedError):  # a store out of reach says nothing about the column
             return False
 
     def _compute_one_of(self, views: Sequence[int]) -> bool:
