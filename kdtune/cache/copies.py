@@ -65,7 +65,9 @@ class Copies:
             try:
                 self.store.copy(name, arriving)
             except FileNotFoundError as error:
-                raise DamagedError(f"{self.store.address} has no {name}, only its seal") from error
+                raise DamagedError(
+                    f"{self.store.address} has no {name}, only its seal. `kdtune cache build` computes it again"
+                ) from error
             if arriving.digest.hexdigest() != sha256:
                 raise DamagedError(f"{self.store.address}: {name} is damaged. `kdtune cache build` computes it again")
 
