@@ -82,12 +82,21 @@ class Bucket:
         return [file for file in found if file.is_file]
 
     def read(self, name: str) -> bytes | None:
-        try:
-            with self._told("read"), self.files.open_input_stream(self._path(name)) as file:
-                content: bytes = file.read()
-            return content
-        except FileNotFoundError:
-            return None
+        for attempt in range(1, TRIES + 1):
+            try:
+                with self._told("read"), self.files.open_input_stream(self._path(name)) as file:
+                    content: bytes = file.read()
+                return content
+            except FileNotFoundError:
+                break
+            except CacheError:  # Arrow asks twice; of what is removed in between it says something about a stream
+                with self._told("read"):
+                    there = self.files.get_file_info(self._path(name)).is_file
+                if not there:
+                    break
+                if attempt == TRIES:
+                    raise
+        return None
 
     def write(self, name: str, content: bytes) -> None:
         with self.writing(name) as file:
