@@ -15,6 +15,7 @@ import torch
 from kdtune.data import Dataset, Images, load_dataset
 from kdtune.experiment import Data, Experiment, parse
 from kdtune.trial import Materials, Silent, prepare
+from tests.object_store import S3, ObjectStore, bucket_of, running
 
 MakeExperiment = Callable[..., Experiment]
 
@@ -95,6 +96,19 @@ def toy() -> Dataset:
         std=(0.25,),
         fingerprint=hashlib.sha256(images.numpy().tobytes()).hexdigest(),
     )
+
+
+@pytest.fixture(scope="session")
+def object_store() -> Iterator[ObjectStore]:
+    """moto's S3 server, in this process."""
+    with running() as store:
+        yield store
+
+
+@pytest.fixture
+def s3(object_store: ObjectStore) -> S3:
+    """An empty bucket of this test's own."""
+    return bucket_of(object_store)
 
 
 @pytest.fixture
