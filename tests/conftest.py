@@ -16,6 +16,7 @@ from torch import Tensor
 from kdtune.data import Batch, Dataset, Images, load_dataset
 from kdtune.experiment import Data, Experiment, parse
 from kdtune.trial import Materials, Silent, prepare
+from tests.object_store import S3, ObjectStore, bucket_of, running
 
 MakeExperiment = Callable[..., Experiment]
 
@@ -118,6 +119,19 @@ def toy() -> Dataset:
         std=(0.25,),
         fingerprint=hashlib.sha256(images.numpy().tobytes()).hexdigest(),
     )
+
+
+@pytest.fixture(scope="session")
+def object_store() -> Iterator[ObjectStore]:
+    """moto's S3 server, in this process."""
+    with running() as store:
+        yield store
+
+
+@pytest.fixture
+def s3(object_store: ObjectStore) -> S3:
+    """An empty bucket of this test's own."""
+    return bucket_of(object_store)
 
 
 @pytest.fixture

@@ -201,7 +201,7 @@ def test_a_copy_is_whole_or_absent_and_what_cannot_be_reached_is_not_damaged(
             bench.begin(2).ensure(0)
         with pytest.raises(type(failure)):
             bench.read().column(0)
-    assert not [file.name for file in copy_of(bench, 0).parent.iterdir() if "arrow" in file.name]
+    assert not [file.name for file in copy_of(bench, 0).parent.iterdir() if file.suffix == ".arrow"]
     cache = bench.begin(2)
     cache.ensure(0)
     assert right(bench, cache, 0)
@@ -213,4 +213,4 @@ def test_what_a_killed_process_left_of_a_copy_goes_with_the_next_one(bench: Benc
     cut = copy_of(bench, 0).with_name(f".00001.arrow.0123{PART}")
     cut.write_bytes(b"half")
     bench.read().column(0)
-    assert [file.name for file in copy_of(bench, 0).parent.iterdir() if "arrow" in file.name] == ["00000.arrow"]
+    assert [file.name for file in copy_of(bench, 0).parent.iterdir() if file.suffix == ".arrow"] == ["00000.arrow"]

@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 
 import kdtune
 from kdtune.cache import open_cache
+from kdtune.cache.store import below, names_below, store_at
 from kdtune.cli import main
 from kdtune.experiment import Experiment, load
 from kdtune.records import read_lines, read_trials
@@ -31,6 +32,7 @@ from kdtune.search.columns import compute_columns
 from kdtune.search.session import session
 from kdtune.trial import Silent, prepare
 from tests.conftest import CPU, MakeExperiment
+from tests.object_store import S3
 
 # feature_weight is searched too, so trials from the cache and with the live teacher share a process
 EXPERIMENT = """
@@ -270,9 +272,14 @@ final:
 """
 
 
-def kdtune_(folder: Path, *arguments: str) -> str:
+def kdtune_(folder: Path, *arguments: str, **variables: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "kdtune", *arguments], cwd=folder, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "kdtune", *arguments],
+        cwd=folder,
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
@@ -341,6 +348,55 @@ def test_nothing_searched_is_a_comparison_of_what_the_file_says(searched: tuple[
     assert "Nothing was searched" in output
     assert "The distilled student is" in output
     assert not (folder / "runs" / "compared" / "ray").exists()
+
+
+# --- a search whose cache lies on an object store
+
+
+FROM_A_BUCKET = """
+name: bucket
+data: {dataset: digits, validation: 0.2, augment: crop-flip, crop_padding: 1}
+teacher: {model: "counted:teacher", train: {epochs: 2, batch_size: 32, learning_rate: 0.05}}
+student: {model: cnn-4-8}
+train: {epochs: 3, batch_size: 32, learning_rate: 0.1}
+search:
+  trials: 3
+  space: {distill.temperature.start: {loguniform: [1, 8]}}
+  stopper: {kind: asha, grace_epochs: 1}
+final: {seeds: 1, baselines: [student alone]}
+cache: {copies: copies}
+"""
+COUNTED = """
+import os, traceback
+from torch import nn
+
+class Counted(nn.Sequential):
+    def forward(self, images):
+        asking = {frame.name for frame in traceback.extract_stack() if "kdtune/cache" in frame.filename}
+        if "_compute" in asking:  # and not while it is trained, measured, or rows are checked
+            with open(os.environ["COUNTED"], "a") as file:
+                file.write(f"{len(images)}\\n")
+        return super().forward(images)
+
+def teacher(image_shape, classes):
+    channels, height, width = image_shape
+    return Counted(nn.Flatten(), nn.Linear(channels * height * width, 32), nn.ReLU(), nn.Linear(32, classes))
+"""
+
+
+def test_a_search_with_its_cache_in_a_bucket_asks_the_teacher_once_for_each_view(s3: S3, tmp_path: Path) -> None:
+    (tmp_path / "bucket.yaml").write_text(FROM_A_BUCKET)
+    (tmp_path / "counted.py").write_text(COUNTED)
+    asked, storage = tmp_path / "asked", f"cache.storage={s3.address()}"
+    kdtune_(tmp_path, "search", "bucket.yaml", "--set", storage, COUNTED=str(asked))
+    assert len(read_trials(tmp_path / "runs" / "bucket" / "trials.jsonl")) == 3
+    (cache,) = names_below(s3.address())
+    columns = [f"{view:05d}.arrow" for view in range(3)]
+    assert {*columns, "manifest.json"} <= store_at(below(s3.address(), cache)).sizes().keys()
+    assert sum(map(int, asked.read_text().split())) == 3 * 1347
+    assert sorted(file.name for file in (tmp_path / "copies").rglob("*.arrow")) == columns
+    assert [s3.count("GET", column) for column in columns] == [1, 1, 1]
+    assert not list((tmp_path / "runs").rglob("*.arrow"))
 
 
 # --- columns of a cache, computed side by side

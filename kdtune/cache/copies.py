@@ -7,9 +7,10 @@ copies.check("00003.arrow", sha256)               # reads every byte; a damaged 
 
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,11 +21,24 @@ from kdtune.errors import CacheError
 from kdtune.records import PART, locked, write_text, writing
 
 ORIGIN = "origin"  # the file that says of which cache they are copies: its address
+LOCK = ".lock"
 
 
 def default_copies() -> Path:
-    """Where copies go unless `cache.copies` says otherwise: a folder of this user's, in the system's temporary one."""
-    return Path(tempfile.gettempdir()) / f"kdtune-{os.getuid()}" / "columns"
+    """Where copies go unless `cache.copies` says otherwise: a folder of this user's, in the system's temporary one.
+
+    Raises CacheError where others may write to it: they could change what students learn.
+    """
+    mine = Path(tempfile.gettempdir()) / f"kdtune-{os.getuid()}"
+    if not os.path.lexists(mine):
+        mine.mkdir(mode=0o700, exist_ok=True)
+    found = mine.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise CacheError(
+            f"{mine} should be a folder of this user's to which nobody else can write. Remove it, or set cache.copies "
+            f"to another folder on this machine's disk"
+        )
+    return mine / "columns"
 
 
 class Copies:
@@ -41,7 +55,7 @@ class Copies:
         """
         path = self.folder / name
         if not path.exists():  # a copy that is there is whole: nobody waits for it while others are made
-            with self._mine():
+            with self._mine(name):
                 if not path.exists():
                     self._fetch(path, sha256)
         return path
@@ -51,26 +65,32 @@ class Copies:
         path = self.folder / name
         if path.exists() and hash_of(path) == sha256:
             return
-        with self._mine():
+        with self._mine(name):
             if not path.exists() or hash_of(path) != sha256:  # not mended by another process meanwhile
                 self._fetch(path, sha256)
 
     @contextmanager
-    def _mine(self) -> Iterator[None]:
+    def _mine(self, name: str) -> Iterator[None]:
+        """Each copy has its own lock, so that columns need not wait for each other."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with locked(self.folder / "lock"):
+        with locked(self.folder / f".{name}{LOCK}"):
+            for cut in self.folder.glob(f".{name}.*{PART}"):  # whoever fetched it was killed
+                cut.unlink()
             yield
 
     def _fetch(self, path: Path, sha256: str) -> None:
-        for cut in self.folder.glob(f".*{PART}"):  # whoever wrote it was killed: the lock is ours
-            cut.unlink()
         write_text(self.folder / ORIGIN, self.store.address)
         with writing(path) as file:
             arriving = Hashing(file)
-            self.store.copy(path.name, arriving)
+            try:
+                self.store.copy(path.name, arriving)
+            except FileNotFoundError as error:
+                raise DamagedError(
+                    f"{self.store.address} has no {path.name}, only its seal. `kdtune cache build` computes it again"
+                ) from error
             if arriving.digest.hexdigest() != sha256:
                 raise DamagedError(
-                    f"{self.store.address}/{path.name} is damaged. `kdtune cache build` computes it again"
+                    f"{self.store.address}: {path.name} is damaged. `kdtune cache build` computes it again"
                 )
 
 
@@ -94,11 +114,13 @@ class Copied:
 
     def remove(self) -> bool:
         """Whether they are removed: not while a process is copying."""
-        try:
-            with locked(self.folder / "lock", wait=False):
-                shutil.rmtree(self.folder)
-        except BlockingIOError:
-            return False
+        with ExitStack() as stack:
+            try:
+                for lock in self.folder.glob(f".*{LOCK}"):
+                    stack.enter_context(locked(lock, wait=False))
+            except BlockingIOError:
+                return False
+            shutil.rmtree(self.folder)
         return True
 
 

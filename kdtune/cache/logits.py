@@ -211,14 +211,14 @@ class LogitCache:
             path = self.store.path(name)
             assert path is not None
             return hash_of(path) == seal.sha256
-        except (FileNotFoundError, DamagedError):
+        except (FileNotFoundError, DamagedError):  # a store out of reach says nothing about the column
             return False
 
     def _compute_one_of(self, views: Sequence[int]) -> bool:
         """Computes the first of the columns that is missing and that nobody else computes; whether there was one."""
         there = set(self.columns())
         for view in views:
-            if view in there:
+            if view in there and view != views[0]:  # the first is looked for because it is not sound
                 continue
             with self.store.claim(column_name(view)) as mine:
                 if mine:

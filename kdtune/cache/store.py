@@ -1,4 +1,4 @@
-"""Where a cache lies: a folder, or an address of `pyarrow.fs` (s3://bucket/caches, gs://..., `bucket.py`).
+"""Where a cache lies: in a folder (a path or file:///...) or on an object store (s3://bucket/caches, `bucket.py`).
 
 store = store_at("runs/.caches/4f1c...")
 store.write("manifest.json", content)            # whole or absent
@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from kdtune.cache.columns import Sink
+from kdtune.errors import CacheError
 from kdtune.records import PART, locked, write_bytes, writing
 
 PIECE = 1 << 23  # bytes that are copied at once
@@ -119,7 +120,8 @@ class Folder:
         if name is None and self.folder.is_symlink():
             self.folder.unlink()
         elif name is None:
-            shutil.rmtree(self.folder)
+            with suppress(FileNotFoundError):  # another has removed it
+                shutil.rmtree(self.folder)
         else:
             (self.folder / name).unlink(missing_ok=True)
 
@@ -138,30 +140,45 @@ class Folder:
 
 def store_at(address: str) -> Store:
     """The store of an address. Raises CacheError where it cannot be understood or reached."""
-    if is_uri(address):
+    folder = folder_of(address)
+    if folder is None:
         from kdtune.cache.bucket import Bucket
 
         return Bucket(address)
-    return Folder(Path(address))
+    return Folder(folder)
+
+
+def folder_of(address: str) -> Path | None:
+    """The folder that an address names; None where it is on an object store."""
+    if "://" not in address:
+        return Path(address)
+    parts = urlsplit(address)
+    if parts.scheme != "file":
+        return None
+    if parts.netloc not in ("", "localhost"):
+        raise CacheError(f"{address} names the machine {parts.netloc!r}; a folder is written file:///folder")
+    return Path(unquote(parts.path))
 
 
 def is_uri(address: str) -> bool:
-    return "://" in address
+    """Whether an address is of an object store."""
+    return folder_of(address) is None
 
 
 def below(address: str, name: str) -> str:
     """The address of `name` within a folder or an object store, whose options (after `?`) stay."""
-    if not is_uri(address):
-        return str(Path(address).absolute() / name)
+    folder = folder_of(address)
+    if folder is not None:
+        return str(folder.absolute() / name)
     parts = urlsplit(address)
     return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}"))
 
 
 def names_below(address: str) -> list[str]:
     """Names of the folders in a folder or below an address; none where there is nothing yet."""
-    if is_uri(address):
+    folder = folder_of(address)
+    if folder is None:
         from kdtune.cache.bucket import folders_below
 
         return folders_below(address)
-    folder = Path(address)
     return sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []

@@ -1,21 +1,33 @@
 """The `cache` section: where the teacher's answers are kept, and how much of each."""
 
-from typing import Literal, Self
+import re
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from kdtune.experiment.section import Section
 
 LEAST_TOP_K = 100
 MOST_TOP_K = 32_000  # classes are kept as 16-bit integers
 
+SECRET = re.compile(r"://[^/?#@:]*:\S*@|[?&]client_secret=")
+
+
+def check_address(address: str) -> str:
+    """Raises ValueError, which does not repeat it, where an address holds a secret: experiments are kept and shared."""
+    if SECRET.search(address):
+        raise ValueError(
+            "cache.storage holds a secret key, which would stay in the run's files. Leave it out of the address and "
+            "give it as the service's own tools take it (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, ~/.aws, ...)"
+        )
+    return address
+
 
 class Cache(Section):
     """Where the teacher's answers are kept, and how much of each."""
 
-    storage: str | None = Field(
+    storage: Annotated[str, Field(min_length=1), AfterValidator(check_address)] | None = Field(
         None,
-        min_length=1,
         description="Folder of all caches, or an address of pyarrow.fs (s3://bucket/caches); null: .caches in storage.",
     )
     copies: str | None = Field(
