@@ -79,9 +79,9 @@ def test_who_has_waited_for_a_copy_does_not_make_it_again(
     real = Copies._mine
 
     @contextmanager
-    def mine(self: Copies) -> Iterator[None]:
+    def mine(self: Copies, name: str) -> Iterator[None]:
         waiting.append(self.folder)
-        with real(self):
+        with real(self, name):
             yield
 
     monkeypatch.setattr(Copies, "_mine", mine)
@@ -89,7 +89,7 @@ def test_who_has_waited_for_a_copy_does_not_make_it_again(
     threads = [threading.Thread(target=cache.column, args=(0,)) for cache in caches[:3]]
     threads += [threading.Thread(target=cache.ensure, args=(0,)) for cache in caches[3:]]
     copy_of(bench, 0).parent.mkdir(parents=True)
-    with locked(copy_of(bench, 0).with_name("lock")):
+    with locked(copy_of(bench, 0).with_name(".00000.arrow.lock")):
         for thread in threads:
             thread.start()
         until(lambda: len(waiting) == 6)
@@ -101,7 +101,7 @@ def test_who_has_waited_for_a_copy_does_not_make_it_again(
 def test_a_copy_that_is_there_is_read_while_others_are_made(bench: Bench) -> None:
     bench.read().column(0)
     cache = bench.read()
-    with locked(copy_of(bench, 0).with_name("lock")):
+    with locked(copy_of(bench, 0).with_name(".00000.arrow.lock")):
         reading = threading.Thread(target=right, args=(bench, cache, 0), daemon=True)
         reading.start()
         reading.join(60)

@@ -31,7 +31,7 @@ def default_copies() -> Path:
     """
     mine = Path(tempfile.gettempdir()) / f"kdtune-{os.getuid()}"
     if not os.path.lexists(mine):
-        mine.mkdir(mode=0o700, exist_ok=True)
+        mine.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = mine.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise CacheError(
@@ -79,7 +79,6 @@ class Copies:
             yield
 
     def _fetch(self, path: Path, sha256: str) -> None:
-        write_text(self.folder / ORIGIN, self.store.address)
         with writing(path) as file:
             arriving = Hashing(file)
             try:
@@ -92,6 +91,7 @@ class Copies:
                 raise DamagedError(
                     f"{self.store.address}: {path.name} is damaged. `kdtune cache build` computes it again"
                 )
+        write_text(self.folder / ORIGIN, self.store.address)
 
 
 @dataclass(frozen=True)
