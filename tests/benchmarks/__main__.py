@@ -1,10 +1,13 @@
 """Runs one benchmark, prints its table, writes `{"name", "machine", "rows", "ratios"}` where asked.
 
 python -m tests.benchmarks overhead --json overhead.json
-python -m tests.benchmarks quickstart
+python -m tests.benchmarks cache --repeats 3
+
+An option is an argument of the benchmarks that have one of its name; what is not given is their own default.
 """
 
 import argparse
+import inspect
 import json
 import os
 import platform
@@ -16,10 +19,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import overhead, quickstart
+from tests.benchmarks import cache, overhead, quickstart
 
 Result = tuple[list[dict[str, Any]], dict[str, float]]
-BENCHMARKS: dict[str, Callable[[], Result]] = {"overhead": overhead.measure, "quickstart": quickstart.measure}
+BENCHMARKS: dict[str, Callable[..., Result]] = {
+    "cache": cache.measure,
+    "overhead": overhead.measure,
+    "quickstart": quickstart.measure,
+}
+OPTIONS = ("repeats", "images")
 
 
 def machine() -> dict[str, Any]:
@@ -40,13 +48,18 @@ def machine() -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks")
     parser.add_argument("name", nargs="?", choices=sorted(BENCHMARKS))
+    parser.add_argument("--repeats", type=int, metavar="N", help="rounds of what is measured interleaved")
+    parser.add_argument("--images", type=int, metavar="N", help="training images")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--list", action="store_true")
     arguments = parser.parse_args()
     if arguments.list or arguments.name is None:
         print("\n".join(f"{name:<12} {BENCHMARKS[name].__doc__}" for name in sorted(BENCHMARKS)))
         return
-    rows, ratios = BENCHMARKS[arguments.name]()
+    options = {name: value for name, value in vars(arguments).items() if name in OPTIONS and value is not None}
+    if strange := options.keys() - inspect.signature(BENCHMARKS[arguments.name]).parameters.keys():
+        parser.error(f"{arguments.name} takes no --{' and no --'.join(sorted(strange))}")
+    rows, ratios = BENCHMARKS[arguments.name](**options)
     table = Table(title=arguments.name)
     for column in rows[0]:
         table.add_column(column)
