@@ -163,8 +163,9 @@ def open_column(path: Path, identity: Identity, view: int) -> Column:
 
 def _tensor(array: pa.Array, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     flat = array.flatten() if len(shape) > 1 else array
+    assert flat.type == KINDS[dtype]
+    content = memoryview(flat.buffers()[1])  # `to_numpy` would import pandas, which takes half a second
     with warnings.catch_warnings():  # torch warns of read-only memory; nothing writes to a column
         warnings.simplefilter("ignore", UserWarning)
-        tensor = torch.from_numpy(flat.to_numpy(zero_copy_only=True)).view(shape)
-    assert tensor.dtype == dtype
-    return tensor
+        tensor = torch.frombuffer(content, dtype=dtype, count=len(flat), offset=flat.offset * dtype.itemsize)
+    return tensor.view(shape)
