@@ -162,10 +162,11 @@ def open_column(path: Path, identity: Identity, view: int) -> Column:
 
 
 def _tensor(array: pa.Array, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-    flat = array.flatten() if len(shape) > 1 else array
+    flat = array.values if len(shape) > 1 else array
     assert flat.type == KINDS[dtype]
-    content = memoryview(flat.buffers()[1])  # `to_numpy` would import pandas, which takes half a second
+    assert array.offset == flat.offset == 0
+    content = memoryview(flat.buffers()[1])  # `to_numpy` would import pandas, `flatten` pyarrow.compute: slow to start
     with warnings.catch_warnings():  # torch warns of read-only memory; nothing writes to a column
         warnings.simplefilter("ignore", UserWarning)
-        tensor = torch.frombuffer(content, dtype=dtype, count=len(flat), offset=flat.offset * dtype.itemsize)
+        tensor = torch.frombuffer(content, dtype=dtype, count=len(flat))
     return tensor.view(shape)
