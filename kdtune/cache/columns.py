@@ -208,9 +208,11 @@ def open_column(path: Path, identity: Identity, view: int) -> Column:
 
 
 def _tensor(array: pa.Array, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-    flat = array.flatten() if len(shape) > 1 else array
+    flat = array.values if len(shape) > 1 else array
+    assert flat.type == KINDS[dtype]
+    assert array.offset == flat.offset == 0
+    content = memoryview(flat.buffers()[1])  # `to_numpy` would import pandas, `flatten` pyarrow.compute: slow to start
     with warnings.catch_warnings():  # torch warns of read-only memory; nothing writes to a column
         warnings.simplefilter("ignore", UserWarning)
-        tensor = torch.from_numpy(flat.to_numpy(zero_copy_only=True)).view(shape)
-    assert tensor.dtype == dtype
-    return tensor
+        tensor = torch.frombuffer(content, dtype=dtype, count=len(flat))
+    return tensor.view(shape)

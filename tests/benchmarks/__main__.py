@@ -1,11 +1,14 @@
 """Runs one benchmark, prints its table, writes `{"name", "machine", "rows", "ratios"}` where asked.
 
 python -m tests.benchmarks overhead --json overhead.json
-python -m tests.benchmarks quickstart
+python -m tests.benchmarks cache --repeats 3
 python -m tests.benchmarks top-k --data ~/photographs
+
+An option is an argument of the benchmarks that have one of its name; what is not given is their own default.
 """
 
 import argparse
+import inspect
 import json
 import os
 import platform
@@ -17,11 +20,16 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import overhead, quickstart, topk
+from tests.benchmarks import cache, overhead, quickstart, topk
 
 Result = tuple[list[dict[str, Any]], dict[str, float]]
-BENCHMARKS: dict[str, Callable[[], Result]] = {"overhead": overhead.measure, "quickstart": quickstart.measure}
-ON_IMAGES: dict[str, Callable[[Path], Result]] = {"top-k": topk.measure}  # of the folder that --data names
+BENCHMARKS: dict[str, Callable[..., Result]] = {
+    "cache": cache.measure,
+    "overhead": overhead.measure,
+    "quickstart": quickstart.measure,
+    "top-k": topk.measure,
+}
+OPTIONS = ("repeats", "images", "data")
 
 
 def machine() -> dict[str, Any]:
@@ -41,17 +49,23 @@ def machine() -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks")
-    parser.add_argument("name", nargs="?", choices=sorted(BENCHMARKS | ON_IMAGES))
-    parser.add_argument("--data", type=Path, metavar="DIR", help=f"images, for {', '.join(ON_IMAGES)}")
+    parser.add_argument("name", nargs="?", choices=sorted(BENCHMARKS))
+    parser.add_argument("--repeats", type=int, metavar="N", help="rounds of what is measured interleaved")
+    parser.add_argument("--images", type=int, metavar="N", help="training images")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="a folder of photographs")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--list", action="store_true")
     arguments = parser.parse_args()
     if arguments.list or arguments.name is None:
-        print("\n".join(f"{name:<12} {measure.__doc__}" for name, measure in sorted((BENCHMARKS | ON_IMAGES).items())))
+        print("\n".join(f"{name:<12} {measure.__doc__}" for name, measure in sorted(BENCHMARKS.items())))
         return
-    if (arguments.name in ON_IMAGES) != (arguments.data is not None):
-        parser.error(f"{', '.join(ON_IMAGES)} needs --data DIR, a folder of images; the others take none")
-    rows, ratios = ON_IMAGES[arguments.name](arguments.data) if arguments.data else BENCHMARKS[arguments.name]()
+    measure = BENCHMARKS[arguments.name]
+    options = {name: value for name, value in vars(arguments).items() if name in OPTIONS and value is not None}
+    try:
+        inspect.signature(measure).bind(**options)
+    except TypeError as error:  # "missing a required argument: 'data'", "got an unexpected keyword argument 'data'"
+        parser.error(f"{arguments.name}: {error}")
+    rows, ratios = measure(**options)
     table = Table(title=arguments.name)
     for column in rows[0]:
         table.add_column(column)

@@ -48,10 +48,10 @@ FILLS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def measure(folder: Path) -> tuple[list[dict[str, Any]], dict[str, float]]:
+def measure(data: Path) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """errors that top-k logits bring to the losses, on the images of --data"""
     torch.manual_seed(0)
-    teacher, weak = answers(pretrained(), folder)  # [N, C] each
+    teacher, weak = answers(pretrained(), data)  # [N, C] each
     students = {"weak": weak, "near": teacher + torch.randn_like(teacher)}
     forms = {"float16": (0, teacher.half().float()), "8 bits": (0, in_steps(teacher).logits())}
     forms |= {f"top-{k}": (k, dense(largest(teacher, k), teacher.shape[1])) for k in (100, 200, 500)}
