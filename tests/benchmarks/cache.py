@@ -4,10 +4,10 @@ Steps are kdtune's own (`Bench`, `distill`, the training loop), resnet20 at batc
 CIFAR-100's shape, which take as long as real ones. Teachers have random weights and BatchNorm's statistics of those
 images; their cache is a real one. Every round measures an epoch of each kind, so that ratios are of neighbours in time.
 
-What a live epoch must cost at least is 0.95 of (3 student + teacher) / (3 student): by operations, a step's backward
-pass is two of its forward passes. Both are forward costs as a step has them: the student's in train mode with the graph
-that backward needs, the teacher's as the live trial runs it. Where backward takes less time than its operations
-suggest, as on a CPU, this allows less than operation counts do, which the table has too.
+A live epoch over a cached one is held against (3 student + teacher) / (3 student): by operations, a step's backward
+pass is two of its forward passes. Both are forward costs as a step has them: the student's in train mode with the
+graph that backward needs, the teacher's as the live trial runs it. Where backward takes less time than its operations
+suggest, as on a CPU, this asks for less than operation counts do, which the table has too.
 """
 
 import hashlib
