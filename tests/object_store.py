@@ -6,6 +6,7 @@ What other processes do to it is here too, as functions that a fresh process can
 
 import hashlib
 import logging
+import os
 import time
 import urllib.request
 import uuid
@@ -155,8 +156,14 @@ def a_cache(address: str, folder: Path, views: int = 3, network: nn.Module | Non
 # --- what other processes do
 
 
+def _alone() -> None:
+    """A process that a forkserver makes has the environment in which that server began, perhaps for other tests."""
+    os.environ.update(ENVIRONMENT)
+
+
 def hurried(dead: float) -> None:
     """Claims of this process, and what it thinks of others', live for fractions of a second."""
+    _alone()
     bucket.BEAT_S, bucket.DEAD_S, bucket.Bucket.patience = dead / 10, dead, 0.05
 
 
@@ -169,6 +176,7 @@ def ensure_columns(address: str, folder: Path, views: int, dead: float) -> None:
 
 
 def fetch(address: str, folder: Path, views: int) -> None:
+    _alone()
     cache = a_cache(address, folder, views)
     for view in range(views):
         cache.teacher_logits(view, torch.arange(ROWS))
@@ -193,6 +201,7 @@ def compute_for_ever(address: str, folder: Path, dead: float, asked: Any) -> Non
 
 
 def write_for_ever(address: str, begun: Any) -> None:
+    _alone()
     with Bucket(address).writing("00000.arrow") as file:
         file.write(b"x" * (24 << 20))
         begun.set()
