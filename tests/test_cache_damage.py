@@ -8,9 +8,12 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import torch
+from torch import Tensor
 
 from kdtune.cache import LogitCache
-from kdtune.cache.columns import Draft, open_column
+from kdtune.cache.columns import Column, Draft, open_column
+from kdtune.cache.forms import in_steps, largest
+from kdtune.cache.logits import TOLERANCE
 from kdtune.errors import CacheError
 from tests.caches import ROWS, Bench, a_network, flip_a_byte, garbage, noise, truncate
 
@@ -299,3 +302,43 @@ def test_the_sampled_rows_tell_another_view(bench: Bench, top_k: int | None) -> 
     cache.teacher.data = bench.data.model_copy(update={"view_seed": 12})
     with pytest.raises(CacheError, match="the teacher now answers differently"):
         cache.check_rows()
+
+
+def test_sampled_rows_are_compared_where_columns_lie(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Moving columns of gigabytes to a device for a few rows would read all of them."""
+
+    def moved(column: Column, device: torch.device) -> Column:
+        raise AssertionError(f"a whole column was moved to {device}")
+
+    bench.build(2)
+    monkeypatch.setattr(Column, "to", moved)
+    bench.begin(2).check_rows()
+
+
+def kept(logits: Tensor, form: str) -> Column:
+    if form == "top 2":
+        return Column(tuple(largest(logits, 2)), logits.shape[1])
+    return Column(tuple(in_steps(logits)) if form == "8 bits" else (logits.half(),), logits.shape[1])
+
+
+@pytest.mark.parametrize("form", ["16 bits", "8 bits", "top 2"])
+def test_another_device_may_move_every_logit_by_a_share_of_the_largest(form: str) -> None:
+    """Two rows whose logits are as far apart as those of a teacher that is certain."""
+    logits = torch.tensor([[25.0, -11.0, 0.3, 0.1], [0.2, 31.0, -0.1, -14.0]])
+    noise = torch.tensor(
+        [[0.04, -0.05, 0.05, -0.04], [-0.06, 0.05, 0.04, 0.06]]
+    )  # 0.2 % of the largest: TF32 in deep ResNets
+    column, rows = kept(logits, form), torch.arange(2)
+    assert column.differs(rows, logits + noise, TOLERANCE).tolist() == [False, False]
+    assert column.differs(rows, logits + torch.tensor([[2.0], [0.0]]), TOLERANCE).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("form", ["16 bits", "8 bits", "top 2"])
+def test_what_is_no_number_differs(form: str, number: float) -> None:
+    logits = torch.tensor([[5.0, 3.0, 1.0, -1.0], [4.0, 2.0, 0.0, -2.0]])
+    broken = logits.clone()
+    broken[1, 1] = number
+    assert kept(logits, form).differs(torch.arange(2), broken, TOLERANCE).tolist() == [False, True]
+    if form == "16 bits":
+        assert kept(broken, form).differs(torch.arange(2), logits, TOLERANCE).tolist() == [False, True]

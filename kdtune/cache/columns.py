@@ -66,9 +66,10 @@ class Column:
         return Column(tuple(part.to(device) for part in self.parts), self.classes)
 
     def differs(self, indices: Tensor, fresh: Tensor, tolerance: float) -> Tensor:
-        """Which rows [B] are not those of `fresh` logits [B, C]: by more than `tolerance`, or its share of a logit.
+        """Which rows [B] are not those of `fresh` logits [B, C]: by `tolerance`, or its share of a row's largest logit.
 
-        Of the top k, the classes that were kept are compared, and what is left out as a whole.
+        The largest, since that is what rounding inside a network goes by: TensorFloat-32 moves small logits as far as
+        large ones. Of the top k, the classes that were kept are compared, and what is left out as a whole.
         """
         kept = self._of(indices)
         rounding = kept.step.unsqueeze(1) if isinstance(kept, Eight) else torch.zeros((), device=fresh.device)
@@ -79,7 +80,8 @@ class Column:
             fresh = torch.cat([fresh.gather(1, classes), rest], dim=1)
         else:
             logits = self.logits(indices)
-        return ((fresh - logits).abs() > tolerance * fresh.abs().clamp_min(1) + rounding).any(dim=1)
+        allowed = tolerance * fresh.abs().amax(dim=1, keepdim=True).clamp_min(1) + rounding
+        return ~((fresh - logits).abs() < allowed).all(dim=1)  # what is not a number differs
 
 
 def _layout(identity: Identity) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:

@@ -39,7 +39,7 @@ from kdtune.training import evaluation_batch
 COLUMN, SEAL = re.compile(r"(\d{5}|[1-9]\d{5,})\.arrow"), re.compile(r"(\d{5}|[1-9]\d{5,})\.json")
 SAMPLED_ROWS = 64
 SAMPLED_COLUMNS = 4
-TOLERANCE = 2e-2  # of the larger of 1 and the logit: far above float16's 5e-4 and devices' differences
+TOLERANCE = 2e-2  # of the larger of 1 and the row's largest logit: far above float16's 5e-4 and devices' differences
 
 
 @dataclass(frozen=True)
@@ -283,12 +283,13 @@ class LogitCache:
         chosen = there[torch.randperm(len(there), generator=generator)[:SAMPLED_COLUMNS]].tolist()
         count, device = len(self.teacher.dataset.labels), self.teacher.dataset.labels.device
         for view in chosen:
-            rows = torch.randperm(count, generator=generator)[: SAMPLED_ROWS // len(chosen)].to(device)
-            fresh = torch.cat(list(self.teacher.to(view, rows)))
+            rows = torch.randperm(count, generator=generator)[: SAMPLED_ROWS // len(chosen)]
+            # compared where columns lie: moving one to a device would read all of it for a few rows
+            fresh = torch.cat(list(self.teacher.to(view, rows.to(device)))).cpu()
             if not self._differs(view, rows, fresh) or not self._is_sound(view):
                 continue
             self._columns.pop(view, None)  # a copy may have been damaged, and is not any more
-            wrong = self.column(view).to(device).differs(rows, fresh, TOLERANCE)
+            wrong = self.column(view).differs(rows, fresh, TOLERANCE)
             if wrong.any():
                 raise CacheError(
                     f"{self.store.address}/{column_name(view)}: the teacher now answers differently to image "
@@ -299,10 +300,9 @@ class LogitCache:
     def _differs(self, view: int, rows: Tensor, fresh: Tensor) -> bool:
         """Whether any of `rows` is not its `fresh` answer, or cannot be read."""
         try:
-            column = self.column(view).to(fresh.device)
+            return bool(self.column(view).differs(rows, fresh, TOLERANCE).any())
         except CacheError:
             return True
-        return bool(column.differs(rows, fresh, TOLERANCE).any())
 
 
 def _read_seal(content: bytes) -> Seal | None:
