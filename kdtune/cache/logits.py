@@ -72,7 +72,8 @@ class Answers:
 
     @cached_property
     def network(self) -> nn.Module:
-        return self.load()
+        with torch.inference_mode(mode=False):  # built as anywhere else: what builds it may need gradients
+            return self.load()
 
     @property
     def loaded(self) -> bool:
