@@ -116,6 +116,10 @@ class LogitCache:
         found = (int(name.removesuffix(".arrow")) for name in sizes if COLUMN.fullmatch(name))
         return sorted(view for view in found if seal_name(view) in sizes)
 
+    def there(self) -> int:
+        """How many of the `views` columns are there; others may have had a use for more."""
+        return sum(view < self.views for view in self.columns())
+
     def seal(self, view: int) -> Seal | None:
         """What makes a column whole; None where it is not there (yet)."""
         content = self.store.read(seal_name(view))
@@ -177,7 +181,7 @@ class LogitCache:
                 raise CacheError(f"{self.store.address}: column {view} is missing or damaged. Run `kdtune cache build`")
             elif not self._compute_one_of(range(view, max(self.views, view + 1))):
                 time.sleep(self.store.patience)
-        if self.teacher is not None and self.teacher.loaded and set(self.columns()) >= set(range(self.views)):
+        if self.teacher is not None and self.teacher.loaded and self.there() == self.views:
             self.teacher.release()
 
     def _trust(self, view: int) -> None:
