@@ -135,6 +135,7 @@ class LogitCache:
         if indices.device.type == "cpu":
             return self.column(view).logits(indices)
         if self._on_device is None or self._on_device[0] != view:
+            self._on_device = None  # makes room on the device for the next
             self._on_device = (view, self.column(view).to(indices.device))
         return self._on_device[1].logits(indices)
 
@@ -240,8 +241,13 @@ class LogitCache:
         for logits in self.teacher.to(view, torch.arange(len(labels), device=labels.device)):
             draft.add(logits)
         draft.check()
-        with self.store.writing(column_name(view)) as file:
-            sha256, size = draft.write(file)
+        try:
+            with self.store.writing(column_name(view)) as file:
+                sha256, size = draft.write(file)
+        except FileNotFoundError:
+            if self.store.path(column_name(view)) is None:
+                raise
+            return  # cleared away by a machine that this one's locks do not reach, and which computes it too
         seal = Seal(
             sha256, size, round(time.perf_counter() - began, 3), labels.device.type, f"{platform.node()}:{os.getpid()}"
         )
