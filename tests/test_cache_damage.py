@@ -214,10 +214,13 @@ def test_a_column_that_is_another_under_its_name_is_refused(bench: Bench) -> Non
     shutil.copy(bench.seal(1), bench.seal(2))
     for cache in (bench.read(), bench.begin(3)):
         cache.ensure(2)  # its bytes are those of its seal
-        with pytest.raises(CacheError, match=r"00002\.arrow is not view 2 of cache .*b'1'"):
+        with pytest.raises(CacheError, match=r"00002\.arrow is not view 2 of cache .*b'1'.* Remove 00002\.arrow"):
             cache.teacher_logits(2, torch.arange(3))
     with pytest.raises(CacheError, match=r"00002\.arrow is not view 2"):
         bench.begin(3).check_rows()
+    bench.path(2).unlink()  # as the error says
+    cache = bench.build(3)
+    assert torch.equal(cache.column(2).parts[0], bench.logits(2).half())
 
 
 def test_a_column_of_another_cache_is_refused(bench: Bench, tmp_path: Path) -> None:

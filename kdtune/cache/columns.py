@@ -202,11 +202,21 @@ def open_column(path: Path, identity: Identity, view: int) -> Column:
         raise DamagedError(f"{path} is damaged: {error}. `kdtune cache build` computes it again") from error
     found = {key: (batch.schema.metadata or {}).get(key) for key in _marks(identity, view)}
     if found != _marks(identity, view):
-        raise CacheError(f"{path} is not view {view} of cache {identity.key}, but says of itself {found}")
+        raise CacheError(
+            f"{path} is not view {view} of cache {identity.key}, but says of itself {found}. {_remedy(path)}"
+        )
     layout, schema = _layout(identity), _schema(identity, view)
     if batch.schema != schema or batch.num_rows != identity.rows:
-        raise CacheError(f"{path} holds {batch.num_rows} rows of {batch.schema}, expected {identity.rows} of {schema}")
+        raise CacheError(
+            f"{path} holds {batch.num_rows} rows of {batch.schema}, expected {identity.rows} of {schema}. "
+            f"{_remedy(path)}"
+        )
     return Column(tuple(_tensor(batch.column(name), *like) for name, like in layout.items()), identity.classes)
+
+
+def _remedy(path: Path) -> str:
+    """For a column whose bytes are as its seal says, so that nothing mends it by itself."""
+    return f"Remove {path.name} from the cache, and its copies: `kdtune cache build` computes it again"
 
 
 def _tensor(array: pa.Array, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
