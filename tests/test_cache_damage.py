@@ -34,6 +34,10 @@ def another_seal(path: Path) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "sha256": "0" * 64}))
 
 
+def another_size(path: Path) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), "bytes": 1}))
+
+
 def other_types(path: Path) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "sha256": 3, "bytes": None}))
 
@@ -47,7 +51,17 @@ def a_list(path: Path) -> None:
 
 
 OF_COLUMNS: list[Damage] = [flip_a_byte, truncate, Path.unlink, garbage, empty]
-OF_SEALS: list[Damage] = [Path.unlink, garbage, empty, truncate, another_seal, other_types, lacking, a_list]
+OF_SEALS: list[Damage] = [
+    Path.unlink,
+    garbage,
+    empty,
+    truncate,
+    another_seal,
+    another_size,
+    other_types,
+    lacking,
+    a_list,
+]
 
 
 def named(damage: Damage) -> str:

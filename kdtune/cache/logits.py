@@ -213,10 +213,9 @@ class LogitCache:
         try:
             if self.copies is not None:
                 self.copies.check(name, seal.sha256)
-                return True
-            path = self.store.path(name)
-            assert path is not None
-            return hash_of(path) == seal.sha256
+                return self._file(view, seal).stat().st_size == seal.bytes
+            path = self._file(view, seal)
+            return path.stat().st_size == seal.bytes and hash_of(path) == seal.sha256
         except (FileNotFoundError, DamagedError):  # a store out of reach says nothing about the column
             return False
 
@@ -278,7 +277,7 @@ class LogitCache:
             self.store.copy(column_name(view), hashing)
         except FileNotFoundError:
             return False
-        return seal is not None and hashing.digest.hexdigest() == seal.sha256
+        return seal is not None and (hashing.digest.hexdigest(), hashing.count) == (seal.sha256, seal.bytes)
 
     def check_rows(self) -> None:
         """Asks the teacher again about random rows of random columns. Raises CacheError where it differs.
@@ -361,7 +360,9 @@ def _opened(
 ) -> LogitCache:
     if manifest.identity != expected:
         raise CacheError(
-            f"{place.address} belongs to something else: " + "; ".join(manifest.identity.differences(expected))
+            f"{place.address} belongs to something else: "
+            + "; ".join(manifest.identity.differences(expected))
+            + ". Remove it to build it anew, or set cache.storage elsewhere"
         )
     copies = None
     if place.copies is not None or is_uri(place.address):
