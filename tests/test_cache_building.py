@@ -1,5 +1,7 @@
 """How a cache comes about: columns one by one, by any number of threads and processes, however they end."""
 
+import errno
+import fcntl
 import os
 import random
 import shutil
@@ -277,6 +279,17 @@ def test_who_gets_a_claim_removes_what_killed_processes_left_of_that_column(benc
     assert cache.columns() == []
     cache.ensure(0)
     assert [path.exists() for path in cut] == [False, False, True]
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
+def test_a_file_system_without_locks_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    cache = bench.begin(1)
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(CacheError, match=r"without locks.*set cache\.storage to another folder"):
+        cache.ensure(0)
 
 
 def test_a_machine_whose_locks_are_its_own_may_clear_away_a_column_that_is_being_written(
