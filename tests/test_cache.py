@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import weakref
 from collections import namedtuple
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from kdtune.cache import check_saves, open_cache, views_that_fit
+from kdtune.cache.columns import Column
 from kdtune.data import DATASETS, Dataset, Images, load_dataset
 from kdtune.errors import CacheError
 from kdtune.experiment import Cache, Data
@@ -262,7 +264,7 @@ def refused_by_name(bench: Bench, field: str) -> None:
     before = {file.name: file.read_bytes() for file in bench.folder.iterdir() if file.is_file()}
     kept = open_cache(bench.place).manifest.identity
     assert [line.split(":")[0] for line in kept.differences(bench.identity)] == [field]
-    refused = f"belongs to something else: {field}:"
+    refused = f"belongs to something else: {field}: .* Remove it to build it anew"
     with pytest.raises(CacheError, match=refused):
         bench.read()
     for views in (1, 5):
@@ -340,3 +342,28 @@ def test_caches_of_several_teachers_share_the_disk(
     caches = [bench.build(1), other.begin(4)]
     disk_with(5 * COLUMN, monkeypatch)
     assert views_that_fit(4, caches, fewer_will_do=True) == 3
+
+
+def test_columns_of_longer_runs_do_not_count_for_a_shorter_one(bench: Bench) -> None:
+    bench.build(4)
+    cache = bench.begin(3)
+    assert (cache.columns(), cache.there()) == ([0, 1, 2, 3], 3)
+    bench.seal(1).unlink()
+    assert (cache.columns(), cache.there()) == ([0, 2, 3], 2)
+
+
+def test_a_device_holds_no_more_than_one_column(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = bench.build(3)
+    held: list[weakref.ref[Column]] = []
+    move = Column.to
+
+    def moved(column: Column, device: torch.device) -> Column:
+        assert all(reference() is None for reference in held)
+        copy = move(column, device)
+        held.append(weakref.ref(copy))
+        return copy
+
+    monkeypatch.setattr(Column, "to", moved)
+    for view in (0, 0, 1, 2):
+        assert cache.teacher_logits(view, torch.arange(5, device="meta")).shape == (5, 3)
+    assert len(held) == 3

@@ -1,5 +1,7 @@
 """How a cache comes about: columns one by one, by any number of threads and processes, however they end."""
 
+import errno
+import fcntl
 import os
 import random
 import shutil
@@ -15,6 +17,7 @@ import pytest
 import torch
 
 from kdtune.cache import LogitCache
+from kdtune.cache.columns import Draft, Sink
 from kdtune.cache.store import Folder
 from kdtune.errors import CacheError
 from kdtune.records import PART
@@ -276,6 +279,37 @@ def test_who_gets_a_claim_removes_what_killed_processes_left_of_that_column(benc
     assert cache.columns() == []
     cache.ensure(0)
     assert [path.exists() for path in cut] == [False, False, True]
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
+def test_a_file_system_without_locks_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    cache = bench.begin(1)
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(CacheError, match=r"without locks.*set cache\.storage to another folder"):
+        cache.ensure(0)
+
+
+def test_a_machine_whose_locks_are_its_own_may_clear_away_a_column_that_is_being_written(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on NFS without locks; whoever was interrupted begins again, or takes what the other one made."""
+    write, times = Draft.write, 0
+
+    def cleared(draft: Draft, sink: Sink) -> tuple[str, int]:
+        nonlocal times
+        times += 1
+        for path in bench.folder.glob(f".00000.*{PART}") if times == 1 else ():
+            path.unlink()
+        return write(draft, sink)
+
+    monkeypatch.setattr(Draft, "write", cleared)
+    cache = bench.begin(1)
+    cache.ensure(0)
+    assert bench.heard == [0, 0]
+    all_right(bench, cache, 1)
 
 
 def test_threads_ask_the_teacher_for_every_image_of_every_view_once(bench: Bench) -> None:

@@ -1,5 +1,6 @@
 """Copies of columns on a node's own disk: made once, whole or absent, mended when damaged."""
 
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -214,3 +215,12 @@ def test_what_a_killed_process_left_of_a_copy_goes_with_the_next_one(bench: Benc
     cut.write_bytes(b"half")
     bench.read().column(0)
     assert [file.name for file in copy_of(bench, 0).parent.iterdir() if file.suffix == ".arrow"] == ["00000.arrow"]
+
+
+def test_a_seal_that_is_wrong_about_the_size_is_written_again(bench: Bench) -> None:
+    """Opening refuses the column, so computing must not take it for whole."""
+    seal = json.loads(bench.seal(1).read_text())
+    bench.seal(1).write_text(json.dumps({**seal, "bytes": 1}))
+    cache = bench.build(2)
+    assert torch.equal(cache.column(1).parts[0], bench.logits(1).half())
+    assert json.loads(bench.seal(1).read_text())["bytes"] == seal["bytes"]

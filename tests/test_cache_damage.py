@@ -8,9 +8,12 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import torch
+from torch import Tensor
 
 from kdtune.cache import LogitCache
-from kdtune.cache.columns import Draft, open_column
+from kdtune.cache.columns import Column, Draft, open_column
+from kdtune.cache.forms import in_steps, largest
+from kdtune.cache.logits import TOLERANCE
 from kdtune.errors import CacheError
 from tests.caches import ROWS, Bench, a_network, flip_a_byte, garbage, noise, truncate
 
@@ -31,6 +34,10 @@ def another_seal(path: Path) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "sha256": "0" * 64}))
 
 
+def another_size(path: Path) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), "bytes": 1}))
+
+
 def other_types(path: Path) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "sha256": 3, "bytes": None}))
 
@@ -44,7 +51,17 @@ def a_list(path: Path) -> None:
 
 
 OF_COLUMNS: list[Damage] = [flip_a_byte, truncate, Path.unlink, garbage, empty]
-OF_SEALS: list[Damage] = [Path.unlink, garbage, empty, truncate, another_seal, other_types, lacking, a_list]
+OF_SEALS: list[Damage] = [
+    Path.unlink,
+    garbage,
+    empty,
+    truncate,
+    another_seal,
+    another_size,
+    other_types,
+    lacking,
+    a_list,
+]
 
 
 def named(damage: Damage) -> str:
@@ -211,10 +228,13 @@ def test_a_column_that_is_another_under_its_name_is_refused(bench: Bench) -> Non
     shutil.copy(bench.seal(1), bench.seal(2))
     for cache in (bench.read(), bench.begin(3)):
         cache.ensure(2)  # its bytes are those of its seal
-        with pytest.raises(CacheError, match=r"00002\.arrow is not view 2 of cache .*b'1'"):
+        with pytest.raises(CacheError, match=r"00002\.arrow is not view 2 of cache .*b'1'.* Remove 00002\.arrow"):
             cache.teacher_logits(2, torch.arange(3))
     with pytest.raises(CacheError, match=r"00002\.arrow is not view 2"):
         bench.begin(3).check_rows()
+    bench.path(2).unlink()  # as the error says
+    cache = bench.build(3)
+    assert torch.equal(cache.column(2).parts[0], bench.logits(2).half())
 
 
 def test_a_column_of_another_cache_is_refused(bench: Bench, tmp_path: Path) -> None:
@@ -299,3 +319,43 @@ def test_the_sampled_rows_tell_another_view(bench: Bench, top_k: int | None) -> 
     cache.teacher.data = bench.data.model_copy(update={"view_seed": 12})
     with pytest.raises(CacheError, match="the teacher now answers differently"):
         cache.check_rows()
+
+
+def test_sampled_rows_are_compared_where_columns_lie(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Moving columns of gigabytes to a device for a few rows would read all of them."""
+
+    def moved(column: Column, device: torch.device) -> Column:
+        raise AssertionError(f"a whole column was moved to {device}")
+
+    bench.build(2)
+    monkeypatch.setattr(Column, "to", moved)
+    bench.begin(2).check_rows()
+
+
+def kept(logits: Tensor, form: str) -> Column:
+    if form == "top 2":
+        return Column(tuple(largest(logits, 2)), logits.shape[1])
+    return Column(tuple(in_steps(logits)) if form == "8 bits" else (logits.half(),), logits.shape[1])
+
+
+@pytest.mark.parametrize("form", ["16 bits", "8 bits", "top 2"])
+def test_another_device_may_move_every_logit_by_a_share_of_the_largest(form: str) -> None:
+    """Two rows whose logits are as far apart as those of a teacher that is certain."""
+    logits = torch.tensor([[25.0, -11.0, 0.3, 0.1], [0.2, 31.0, -0.1, -14.0]])
+    noise = torch.tensor(
+        [[0.04, -0.05, 0.05, -0.04], [-0.06, 0.05, 0.04, 0.06]]
+    )  # 0.2 % of the largest: TF32 in deep ResNets
+    column, rows = kept(logits, form), torch.arange(2)
+    assert column.differs(rows, logits + noise, TOLERANCE).tolist() == [False, False]
+    assert column.differs(rows, logits + torch.tensor([[2.0], [0.0]]), TOLERANCE).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("form", ["16 bits", "8 bits", "top 2"])
+def test_what_is_no_number_differs(form: str, number: float) -> None:
+    logits = torch.tensor([[5.0, 3.0, 1.0, -1.0], [4.0, 2.0, 0.0, -2.0]])
+    broken = logits.clone()
+    broken[1, 1] = number
+    assert kept(logits, form).differs(torch.arange(2), broken, TOLERANCE).tolist() == [False, True]
+    if form == "16 bits":
+        assert kept(broken, form).differs(torch.arange(2), logits, TOLERANCE).tolist() == [False, True]

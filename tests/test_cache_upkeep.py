@@ -394,3 +394,13 @@ def test_a_teacher_is_loaded_only_when_it_is_asked(toy: Dataset) -> None:
         raise AssertionError("loaded")
 
     assert not Answers(load, toy, DATA).loaded
+
+
+def test_a_teacher_that_needs_gradients_to_be_built_can_be_asked(toy: Dataset) -> None:
+    def load() -> nn.Module:
+        network = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+        network(torch.zeros(2, 1, 8, 8)).sum().backward()
+        return network
+
+    (logits,) = Answers(load, toy, DATA).to(0, torch.arange(5))
+    assert logits.shape == (5, 3)

@@ -340,3 +340,15 @@ def test_the_caches_of_several_teachers_share_the_disk(
     both = with_caches(experiment, toy, {"teacher": one, "other": other})
     assert both.columns == expected
     assert [open_cache(place).columns() for place in both.caches.values()] == [list(range(there)), []]
+
+
+def test_copies_lie_in_the_same_folder_for_every_process_wherever_it_runs(
+    materials: Materials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = sharing_the_teacher(materials, tmp_path, {"cache.copies": "scratch", "train.epochs": 1})
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    prepared = prepare(experiment, CPU, Silent())
+    monkeypatch.chdir(tmp_path)
+    list(Bench(prepared, CPU).start(experiment, seed=0).records)
+    assert [path.name for path in tmp_path.glob("**/scratch/*/*.arrow")] == ["00000.arrow"]

@@ -66,9 +66,10 @@ class Column:
         return Column(tuple(part.to(device) for part in self.parts), self.classes)
 
     def differs(self, indices: Tensor, fresh: Tensor, tolerance: float) -> Tensor:
-        """Which rows [B] are not those of `fresh` logits [B, C]: by more than `tolerance`, or its share of a logit.
+        """Which rows [B] are not those of `fresh` logits [B, C]: by `tolerance`, or its share of a row's largest logit.
 
-        Of the top k, the classes that were kept are compared, and what is left out as a whole.
+        The largest, since that is what rounding inside a network goes by: TensorFloat-32 moves small logits as far as
+        large ones. Of the top k, the classes that were kept are compared, and what is left out as a whole.
         """
         kept = self._of(indices)
         rounding = kept.step.unsqueeze(1) if isinstance(kept, Eight) else torch.zeros((), device=fresh.device)
@@ -79,7 +80,8 @@ class Column:
             fresh = torch.cat([fresh.gather(1, classes), rest], dim=1)
         else:
             logits = self.logits(indices)
-        return ((fresh - logits).abs() > tolerance * fresh.abs().clamp_min(1) + rounding).any(dim=1)
+        allowed = tolerance * fresh.abs().amax(dim=1, keepdim=True).clamp_min(1) + rounding
+        return ~((fresh - logits).abs() < allowed).all(dim=1)  # what is not a number differs
 
 
 def _layout(identity: Identity) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
@@ -200,11 +202,21 @@ def open_column(path: Path, identity: Identity, view: int) -> Column:
         raise DamagedError(f"{path} is damaged: {error}. `kdtune cache build` computes it again") from error
     found = {key: (batch.schema.metadata or {}).get(key) for key in _marks(identity, view)}
     if found != _marks(identity, view):
-        raise CacheError(f"{path} is not view {view} of cache {identity.key}, but says of itself {found}")
+        raise CacheError(
+            f"{path} is not view {view} of cache {identity.key}, but says of itself {found}. {_remedy(path)}"
+        )
     layout, schema = _layout(identity), _schema(identity, view)
     if batch.schema != schema or batch.num_rows != identity.rows:
-        raise CacheError(f"{path} holds {batch.num_rows} rows of {batch.schema}, expected {identity.rows} of {schema}")
+        raise CacheError(
+            f"{path} holds {batch.num_rows} rows of {batch.schema}, expected {identity.rows} of {schema}. "
+            f"{_remedy(path)}"
+        )
     return Column(tuple(_tensor(batch.column(name), *like) for name, like in layout.items()), identity.classes)
+
+
+def _remedy(path: Path) -> str:
+    """For a column whose bytes are as its seal says, so that nothing mends it by itself."""
+    return f"Remove {path.name} from the cache, and its copies: `kdtune cache build` computes it again"
 
 
 def _tensor(array: pa.Array, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:

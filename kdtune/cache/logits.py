@@ -39,7 +39,7 @@ from kdtune.training import evaluation_batch
 COLUMN, SEAL = re.compile(r"(\d{5}|[1-9]\d{5,})\.arrow"), re.compile(r"(\d{5}|[1-9]\d{5,})\.json")
 SAMPLED_ROWS = 64
 SAMPLED_COLUMNS = 4
-TOLERANCE = 2e-2  # of the larger of 1 and the logit: far above float16's 5e-4 and devices' differences
+TOLERANCE = 2e-2  # of the larger of 1 and the row's largest logit: far above float16's 5e-4 and devices' differences
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,8 @@ class Answers:
 
     @cached_property
     def network(self) -> nn.Module:
-        return self.load()
+        with torch.inference_mode(mode=False):  # built as anywhere else: what builds it may need gradients
+            return self.load()
 
     @property
     def loaded(self) -> bool:
@@ -115,6 +116,10 @@ class LogitCache:
         found = (int(name.removesuffix(".arrow")) for name in sizes if COLUMN.fullmatch(name))
         return sorted(view for view in found if seal_name(view) in sizes)
 
+    def there(self) -> int:
+        """How many of the `views` columns are there; others may have had a use for more."""
+        return sum(view < self.views for view in self.columns())
+
     def seal(self, view: int) -> Seal | None:
         """What makes a column whole; None where it is not there (yet)."""
         content = self.store.read(seal_name(view))
@@ -130,6 +135,7 @@ class LogitCache:
         if indices.device.type == "cpu":
             return self.column(view).logits(indices)
         if self._on_device is None or self._on_device[0] != view:
+            self._on_device = None  # makes room on the device for the next
             self._on_device = (view, self.column(view).to(indices.device))
         return self._on_device[1].logits(indices)
 
@@ -176,7 +182,7 @@ class LogitCache:
                 raise CacheError(f"{self.store.address}: column {view} is missing or damaged. Run `kdtune cache build`")
             elif not self._compute_one_of(range(view, max(self.views, view + 1))):
                 time.sleep(self.store.patience)
-        if self.teacher is not None and self.teacher.loaded and set(self.columns()) >= set(range(self.views)):
+        if self.teacher is not None and self.teacher.loaded and self.there() == self.views:
             self.teacher.release()
 
     def _trust(self, view: int) -> None:
@@ -207,10 +213,9 @@ class LogitCache:
         try:
             if self.copies is not None:
                 self.copies.check(name, seal.sha256)
-                return True
-            path = self.store.path(name)
-            assert path is not None
-            return hash_of(path) == seal.sha256
+                return self._file(view, seal).stat().st_size == seal.bytes
+            path = self._file(view, seal)
+            return path.stat().st_size == seal.bytes and hash_of(path) == seal.sha256
         except (FileNotFoundError, DamagedError):  # a store out of reach says nothing about the column
             return False
 
@@ -235,8 +240,13 @@ class LogitCache:
         for logits in self.teacher.to(view, torch.arange(len(labels), device=labels.device)):
             draft.add(logits)
         draft.check()
-        with self.store.writing(column_name(view)) as file:
-            sha256, size = draft.write(file)
+        try:
+            with self.store.writing(column_name(view)) as file:
+                sha256, size = draft.write(file)
+        except FileNotFoundError:
+            if self.store.path(column_name(view)) is None:
+                raise
+            return  # cleared away by a machine that this one's locks do not reach, and which computes it too
         seal = Seal(
             sha256, size, round(time.perf_counter() - began, 3), labels.device.type, f"{platform.node()}:{os.getpid()}"
         )
@@ -267,7 +277,7 @@ class LogitCache:
             self.store.copy(column_name(view), hashing)
         except FileNotFoundError:
             return False
-        return seal is not None and hashing.digest.hexdigest() == seal.sha256
+        return seal is not None and (hashing.digest.hexdigest(), hashing.count) == (seal.sha256, seal.bytes)
 
     def check_rows(self) -> None:
         """Asks the teacher again about random rows of random columns. Raises CacheError where it differs.
@@ -283,12 +293,13 @@ class LogitCache:
         chosen = there[torch.randperm(len(there), generator=generator)[:SAMPLED_COLUMNS]].tolist()
         count, device = len(self.teacher.dataset.labels), self.teacher.dataset.labels.device
         for view in chosen:
-            rows = torch.randperm(count, generator=generator)[: SAMPLED_ROWS // len(chosen)].to(device)
-            fresh = torch.cat(list(self.teacher.to(view, rows)))
+            rows = torch.randperm(count, generator=generator)[: SAMPLED_ROWS // len(chosen)]
+            # compared where columns lie: moving one to a device would read all of it for a few rows
+            fresh = torch.cat(list(self.teacher.to(view, rows.to(device)))).cpu()
             if not self._differs(view, rows, fresh) or not self._is_sound(view):
                 continue
             self._columns.pop(view, None)  # a copy may have been damaged, and is not any more
-            wrong = self.column(view).to(device).differs(rows, fresh, TOLERANCE)
+            wrong = self.column(view).differs(rows, fresh, TOLERANCE)
             if wrong.any():
                 raise CacheError(
                     f"{self.store.address}/{column_name(view)}: the teacher now answers differently to image "
@@ -299,10 +310,9 @@ class LogitCache:
     def _differs(self, view: int, rows: Tensor, fresh: Tensor) -> bool:
         """Whether any of `rows` is not its `fresh` answer, or cannot be read."""
         try:
-            column = self.column(view).to(fresh.device)
+            return bool(self.column(view).differs(rows, fresh, TOLERANCE).any())
         except CacheError:
             return True
-        return bool(column.differs(rows, fresh, TOLERANCE).any())
 
 
 def _read_seal(content: bytes) -> Seal | None:
@@ -350,7 +360,9 @@ def _opened(
 ) -> LogitCache:
     if manifest.identity != expected:
         raise CacheError(
-            f"{place.address} belongs to something else: " + "; ".join(manifest.identity.differences(expected))
+            f"{place.address} belongs to something else: "
+            + "; ".join(manifest.identity.differences(expected))
+            + ". Remove it to build it anew, or set cache.storage elsewhere"
         )
     copies = None
     if place.copies is not None or is_uri(place.address):

@@ -5,6 +5,7 @@ store.write("manifest.json", content)            # whole or absent
 with store.claim("00003.arrow") as mine: ...     # at most one process computes a column
 """
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from kdtune.errors import CacheError
 from kdtune.records import PART, locked, write_bytes, writing
 
 PIECE = 1 << 23  # bytes that are copied at once
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class Store(Protocol):
@@ -105,6 +107,13 @@ class Folder:
             except BlockingIOError:
                 yield False
                 return
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
+                raise CacheError(
+                    f"{self.folder} is on a file system without locks ({error.strerror}). Mount it with them (NFS "
+                    f"without nolock, Lustre with flock), or set cache.storage to another folder"
+                ) from error
             for cut in self.folder.glob(f".{Path(name).stem}.*{PART}"):  # whoever wrote it was killed
                 cut.unlink(missing_ok=True)
             yield True

@@ -138,8 +138,8 @@ class Recorder(tune.Callback):
         if self.caches and (there < views or not views) and time.monotonic() - self.looked > LOOK_EVERY_S:
             self.looked = time.monotonic()
             try:
-                counts = [(min(len(cache.columns()), cache.views), cache.views) for cache in self.caches]
-            except CacheError:  # a storage that fails for a while: this is only a picture
+                counts = [(cache.there(), cache.views) for cache in self.caches]
+            except (CacheError, OSError):  # a storage that fails for a while: this is only a picture
                 return
             self.board.columns = sum(there for there, _ in counts), sum(views for _, views in counts)
             self._tell()

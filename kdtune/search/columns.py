@@ -36,7 +36,7 @@ def compute_columns(
             raise CacheError(
                 f"a task that computes columns failed: {error}\nThe same command goes on with it"
             ) from error
-        watch(sum(len(cache.columns()) for cache in caches), sum(cache.views for cache in caches))
+        watch(sum(cache.there() for cache in caches), sum(cache.views for cache in caches))
 
 
 def _work(experiment: Experiment, materials: Materials, device: torch.device, threads: int) -> None:

@@ -5,6 +5,7 @@ at once, and several compute several columns side by side.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 
@@ -64,7 +65,8 @@ def storage_of(experiment: Experiment) -> str:
 
 def place_of(experiment: Experiment, identity: Identity) -> Place:
     """Where one cache lies: every search with the same identity shares it."""
-    return Place(below(storage_of(experiment), identity.key), experiment.cache.copies)
+    copies = experiment.cache.copies and str(Path(experiment.cache.copies).absolute())  # the same for every process
+    return Place(below(storage_of(experiment), identity.key), copies)
 
 
 def longest(experiment: Experiment) -> int:

@@ -30,7 +30,7 @@ def _facts(teacher: str, cache: "LogitCache") -> dict[str, str]:
     seals = [seal for view in there if (seal := cache.seal(view))]
     devices = ", ".join(dict.fromkeys(seal.device for seal in seals))
     took = f"{duration(sum(seal.seconds for seal in seals))} on {devices}" if seals else "nothing yet"
-    needed = "all that are needed" if len(there) >= cache.views else f"of {cache.views} that the experiment asks for"
+    needed = "all that are needed" if cache.there() == cache.views else f"of {cache.views} that the experiment asks for"
     return {
         "teacher": f"{teacher}: {manifest.teacher_model}, validation accuracy {manifest.teacher_val_accuracy:.2%}",
         "cache": cache.store.address,
