@@ -31,6 +31,8 @@ KINDS = {
     torch.float32: pa.float32(),
 }
 
+PINNED = 1 << 28  # bytes of a column up to which it is locked in memory: torch never gives that back
+
 
 class DamagedError(CacheError):
     """A column's bytes are not those that were written. What cannot be reached for now is no such thing."""
@@ -112,15 +114,13 @@ class Draft:
 
     def __init__(self, identity: Identity, view: int, device: torch.device) -> None:
         self.identity, self.view = identity, view
-        self.parts = [
-            torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda")
-            for dtype, shape in _layout(identity).values()
-        ]
+        pinned = device.type == "cuda" and identity.bytes_of_logits <= PINNED
+        self.parts = [torch.empty(shape, dtype=dtype, pin_memory=pinned) for dtype, shape in _layout(identity).values()]
         self.filled = 0
         self.fits = torch.ones((), dtype=torch.bool, device=device)
 
     def add(self, logits: Tensor) -> None:
-        """The answers [B, C] to the next images. Nothing waits for the device."""
+        """The answers [B, C] to the next images. Nothing waits for the device, but for the copies of a large column."""
         parts = _in_form(logits.float(), self.identity)
         self.fits &= torch.stack([part.isfinite().all() for part in parts if part.is_floating_point()]).all()
         for whole, part in zip(self.parts, parts, strict=True):

@@ -5,10 +5,8 @@ import json
 import platform
 import re
 from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
 from typing import Any
-
-import pyarrow as pa
-import torch
 
 from kdtune.data import Dataset
 from kdtune.errors import CacheError
@@ -119,5 +117,6 @@ def kept_as(identity: Identity, keep: Cache) -> Identity:
 
 
 def describe(identity: Identity, dataset: Dataset, teacher: Teacher) -> Manifest:
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "pyarrow": pa.__version__}
+    versions = {"python": platform.python_version()}
+    versions |= {name: version(name) for name in ("torch", "pyarrow", "pillow")}  # the last decodes images on disk
     return Manifest(identity, dataset.name, teacher.model, teacher.val_accuracy, versions)

@@ -292,8 +292,8 @@ class LogitCache:
         generator.seed()
         chosen = there[torch.randperm(len(there), generator=generator)[:SAMPLED_COLUMNS]].tolist()
         count, device = len(self.teacher.dataset.labels), self.teacher.dataset.labels.device
-        for view in chosen:
-            rows = torch.randperm(count, generator=generator)[: SAMPLED_ROWS // len(chosen)]
+        sample = torch.randperm(count, generator=generator)[:SAMPLED_ROWS]
+        for view, rows in zip(chosen, sample.tensor_split(len(chosen)), strict=True):
             # compared where columns lie: moving one to a device would read all of it for a few rows
             fresh = torch.cat(list(self.teacher.to(view, rows.to(device)))).cpu()
             if not self._differs(view, rows, fresh) or not self._is_sound(view):
