@@ -103,6 +103,7 @@ class LogitCache:
         self.wanted = views  # columns that trials would like; `views` are fewer where the disk cannot hold them
         self.teacher = teacher
         self.mended: list[int] = []  # columns that this process found damaged and took away, to be computed again
+        self.rows_checked = 0  # by asking the teacher again
         self._columns: dict[int, Column] = {}
         self._sound: set[int] = set()  # columns whose every byte this process has seen to be right
         self._on_device: tuple[int, Column] | None = None
@@ -285,6 +286,7 @@ class LogitCache:
         for view in chosen:
             rows = torch.randperm(count, generator=generator)[: SAMPLED_ROWS // len(chosen)].to(device)
             fresh = torch.cat(list(self.teacher.to(view, rows)))
+            self.rows_checked += len(rows)
             if not self._differs(view, rows, fresh) or not self._is_sound(view):
                 continue
             self._columns.pop(view, None)  # a copy may have been damaged, and is not any more
