@@ -160,9 +160,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 @contextmanager
 def writing(path: Path) -> Iterator[BinaryIO]:
     """A file to be written: there as a whole once the block has ended, and not at all where it raises."""
-    beside = path.with_name(
-        f".{path.name}.{uuid.uuid4().hex}{PART}"
-    )  # threads, and nodes on one disk, share process ids
+    # threads, and nodes on one disk, share process ids
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PART}")
     try:
         with _named(path), beside.open("wb") as file:
             yield file

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from kdtune.cache import bucket
 from kdtune.data import Batch, Dataset, Images, load_dataset
 from kdtune.experiment import Data, Experiment, parse
 from kdtune.trial import Materials, Silent, prepare
@@ -129,8 +130,10 @@ def object_store() -> Iterator[ObjectStore]:
 
 
 @pytest.fixture
-def s3(object_store: ObjectStore) -> S3:
-    """An empty bucket of this test's own."""
+def s3(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> S3:
+    """An empty bucket of this test's own; claims of it are settled, and waited for, in fractions of a second."""
+    monkeypatch.setattr(bucket, "SETTLE_S", 0.1)
+    monkeypatch.setattr(bucket.Bucket, "patience", 0.05)
     return bucket_of(object_store)
 
 

@@ -6,6 +6,7 @@ What other processes do to it is here too, as functions that a fresh process can
 
 import hashlib
 import logging
+import multiprocessing
 import os
 import time
 import urllib.request
@@ -36,6 +37,9 @@ ENVIRONMENT = {
 }
 DATA = Data(dataset="digits", augment="crop-flip", crop_padding=2, view_seed=11)
 ROWS, CLASSES = 24, 3
+
+fresh = multiprocessing.get_context("forkserver")  # processes in which nothing of S3 has begun
+fresh.set_forkserver_preload(["tests.object_store"])
 
 
 class ObjectStore:

@@ -1,6 +1,5 @@
 """A cache on an object store, against moto's server: files whole or absent, columns once, claims of the living only."""
 
-import multiprocessing
 import os
 import signal
 import threading
@@ -23,19 +22,12 @@ from tests.object_store import (
     a_cache,
     compute_for_ever,
     ensure_columns,
+    fresh,
     passes,
     write_for_ever,
 )
 
-fresh = multiprocessing.get_context("forkserver")  # a process in which nothing of S3 has begun
-fresh.set_forkserver_preload(["tests.object_store"])
 ALL = torch.arange(ROWS)
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bucket, "SETTLE_S", 0.1)
-    monkeypatch.setattr(bucket.Bucket, "patience", 0.05)
 
 
 def started(function: Any, *arguments: Any) -> Any:  # a process of multiprocessing's

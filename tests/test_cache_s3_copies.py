@@ -1,7 +1,6 @@
 """Copies of columns of an object store: one a node, never cut, never somebody else's; and processes that end well."""
 
 import errno
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -11,23 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from kdtune.cache import LogitCache, bucket
+from kdtune.cache import LogitCache
 from kdtune.cache.bucket import Bucket
 from kdtune.cache.copies import default_copies
 from kdtune.cli import main
 from kdtune.errors import CacheError
 from kdtune.records import locked
-from tests.object_store import ROWS, S3, a_cache, fetch, passes
+from tests.object_store import ROWS, S3, a_cache, fetch, fresh, passes
 
-fresh = multiprocessing.get_context("forkserver")  # a process in which nothing of S3 has begun
-fresh.set_forkserver_preload(["tests.object_store"])
 ALL = torch.arange(ROWS)
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bucket, "SETTLE_S", 0.1)
-    monkeypatch.setattr(bucket.Bucket, "patience", 0.05)
 
 
 @pytest.fixture
@@ -170,8 +161,7 @@ from tests.object_store import ROWS, Counted, a_cache
 
 class Forks(Counted):  # decoding processes are forked while a claim is being renewed
     def forward(self, images):
-        for _ in range(3):
-            assert list(DataLoader(range(8), num_workers=2, batch_size=None, multiprocessing_context="fork"))
+        assert list(DataLoader(range(8), num_workers=2, batch_size=None, multiprocessing_context="fork"))
         return super().forward(images)
 
 bucket.BEAT_S, bucket.SETTLE_S = 0.01, 0.1

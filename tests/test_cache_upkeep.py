@@ -1,4 +1,4 @@
-"""Caches as a whole: what is listed, what may be removed, what is mended, and what an estimate says."""
+"""Caches as a whole: what is listed, what may be removed, and what an estimate says."""
 
 import json
 import platform
@@ -26,7 +26,6 @@ from kdtune.cache import (
     describe,
     identify,
     mark_used,
-    open_cache,
     remove,
     seal_name,
     short_keys,
@@ -286,61 +285,6 @@ def test_copies_whose_origin_cannot_be_asked_are_no_orphans(tmp_path: Path) -> N
     (tmp_path / "something else").mkdir()
     (copied,) = copies_in(tmp_path)
     assert not copied.orphaned()
-
-
-# --- what is mended
-
-
-def spoil(path: Path) -> None:
-    """A byte in the middle; the size stays."""
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 0xFF
-    path.write_bytes(bytes(content))
-
-
-DAMAGE: dict[str, tuple[str, Callable[[Path], object]]] = {
-    "a byte": (column_name(1), spoil),
-    "the end": (column_name(1), lambda path: path.write_bytes(path.read_bytes()[:50])),
-    "the column": (column_name(1), Path.unlink),
-    "its seal": (seal_name(1), lambda path: path.write_text("")),
-}
-
-
-@pytest.mark.timeout(60)
-@pytest.mark.parametrize("what", DAMAGE)
-def test_whatever_is_damaged_is_named_computed_again_and_told(what: str, make: Make, storage: Path) -> None:
-    cache = make(columns=3)
-    right = (storage / key_of(cache) / column_name(1)).read_bytes()
-    file, damage = DAMAGE[what]
-    damage(storage / key_of(cache) / file)
-    heard: list[tuple[int, int]] = []
-    assert open_cache(place_of(cache)).bad_columns(lambda done, total: heard.append((done, total))) == [1]
-    assert heard == [(1, 3), (2, 3), (3, 3)]
-    again = make(columns=3)
-    assert again.mended == [1]
-    assert again.bad_columns() == []
-    assert (storage / key_of(cache) / column_name(1)).read_bytes() == right
-
-
-def test_sampled_rows_of_a_damaged_column_do_not_accuse_the_teacher(make: Make, storage: Path) -> None:
-    for file, damage in DAMAGE.values():
-        cache = make(columns=3)
-        right = cache.column(1).logits(torch.arange(66)).clone()
-        damage(storage / key_of(cache) / file)
-        cache = make(columns=0)
-        cache.check_rows()  # all three are sampled
-        cache.ensure(1)
-        assert torch.equal(cache.column(1).logits(torch.arange(66)), right)
-
-
-def test_sampled_rows_of_a_sound_column_tell_another_teacher(make: Make) -> None:
-    cache = make()
-    assert cache.teacher is not None
-    torch.manual_seed(1)
-    other = build_model("cnn-8", (1, 8, 8), 3).eval()
-    cache.teacher = Answers(lambda: other, cache.teacher.dataset, DATA)
-    with pytest.raises(CacheError, match="the teacher now answers differently"):
-        cache.check_rows()
 
 
 # --- what it will cost

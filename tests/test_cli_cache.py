@@ -103,7 +103,7 @@ def test_building_computes_every_column_and_says_where(file: Path, shown: Shown)
     before = everything_in(cache_of(file))
     told = shown("build", file)  # once more: nothing to do
     assert f"kept in {cache_of(file)}" in told
-    assert "3 view columns of 1347 x 10 logits" in told
+    assert "3 view columns of 1,347 x 10 logits, 80.8 kB in all; 64 rows checked against the teacher" in told
     assert "damaged" not in told
     assert everything_in(cache_of(file)) == before
 
@@ -126,7 +126,7 @@ def test_info_tells_what_a_cache_holds_and_who_uses_it(file: Path, shown: Shown)
     assert facts["used by"] == "mine (unfinished)"
     size = sum(path.stat().st_size for path in cache_of(file).iterdir() if path.is_file())
     assert f"{size:,} bytes" in facts["size"]
-    assert "on cpu" in facts["computing"]
+    assert "on cpu" in facts["computed in"]
     assert "torch" in facts["made with"]
     assert facts["teacher"].startswith("teacher: cnn-8, validation accuracy")
 
@@ -200,11 +200,15 @@ def test_copies_on_this_machine_are_listed_and_go_with_their_cache(file: Path, s
     told = shown("list", file)
     assert f"copies on this machine, 5.0 MB, in {copies}" in told
     assert "no more" not in told
-    storage = cache_of(file).parent
-    assert "would remove copies" in shown("prune", "--storage", storage, "--dry-run")
+    own = shutil.copytree(folder, file.parent / "scratch" / folder.name)  # cache.copies
+    rest = ("--storage", cache_of(file).parent, "--set", f"cache.copies={own.parent}")
+    assert "would remove copies" in shown("prune", *rest, "--dry-run")
     assert folder.exists()
-    assert f"removed copies in {folder}, 5.0 MB" in shown("prune", "--storage", storage)
-    assert not folder.exists()
+    assert own.exists()
+    told = shown("prune", *rest)
+    for each in (folder, own):
+        assert f"removed copies in {each}, 5.0 MB" in told
+        assert not each.exists()
 
 
 # --- prune
@@ -312,6 +316,11 @@ def test_an_estimate_takes_assistants_ensembles_and_models_from_elsewhere(tmp_pa
     assert "teacher         both: large + small, not there yet" in told
     assert "tiny.small" in told.splitlines()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["experiment.yaml"]
+
+
+def test_an_estimate_refuses_what_a_run_would_refuse(tmp_path: Path, shown: Shown) -> None:
+    told = shown("estimate", write(tmp_path), "--set", "cache.top_k=100", code=2)
+    assert "digits has 10 classes" in told
 
 
 def test_an_estimate_of_peers_says_that_nothing_is_kept(tmp_path: Path, shown: Shown) -> None:

@@ -1,6 +1,7 @@
 """What a person sees: the live table and the words around it, rendered to text."""
 
 import io
+import sys
 import time
 
 import pytest
@@ -90,6 +91,19 @@ def test_a_row_named_like_markup_is_shown_as_it_is() -> None:
     console = Console(width=140, record=True, file=io.StringIO())
     console.print(results_table({"results": [{"name": "T 4 [fixed]", **row}]}))
     assert "T 4 [fixed]" in console.export_text()
+
+
+def test_a_terminal_breaks_lines_between_words_and_a_pipe_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "word " * 100 + "end"
+    for terminal in (True, False):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda terminal=terminal: terminal)
+        monkeypatch.setenv("COLUMNS", "80")
+        watch = Lines()
+        with watch.console.capture() as capture:
+            watch.say(text)
+        lines = capture.get().splitlines()
+        assert (len(lines) > 6) == terminal
+        assert all(line.strip().endswith(("word", "end")) for line in lines)
 
 
 def reading(watch: Lines, monkeypatch: pytest.MonkeyPatch, *moments: float) -> str:

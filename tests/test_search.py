@@ -2,6 +2,7 @@
 
 import errno
 import statistics
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -215,6 +216,15 @@ class Unwatched:
         """Nobody looks."""
 
 
+def ended_trial(folder: Path) -> Any:  # what of Tune's the recorder looks at
+    return SimpleNamespace(
+        trial_id="a",
+        config=first_points(parse(DIGITS.search.space)[0], DIGITS)[0],
+        last_result={"record": record(4).to_json()},
+        storage=SimpleNamespace(trial_fs_path=str(folder)),
+    )
+
+
 class TestRecorder:
     def test_a_state_that_tune_could_not_restore_is_an_error_and_no_new_search(self, tmp_path: Path) -> None:
         """Tune itself logs the failure and starts over."""
@@ -228,12 +238,7 @@ class TestRecorder:
         recorder = Recorder(tmp_path / "trials.jsonl", DIGITS, None, Unwatched(), resumed=False)
         checkpoint = tmp_path / "trial" / "checkpoint_000001"
         checkpoint.mkdir(parents=True)
-        ended: Any = SimpleNamespace(
-            trial_id="a",
-            config=first_points(parse(DIGITS.search.space)[0], DIGITS)[0],
-            last_result={"record": record(4).to_json()},
-            storage=SimpleNamespace(trial_fs_path=str(checkpoint.parent)),
-        )
+        ended = ended_trial(checkpoint.parent)
         recorder.on_trial_complete(1, [ended], ended)
         assert recorder.board.rows["0000"].status == "complete"
         recorder.get_state()  # the snapshot that is being taken: the one on disk does not know yet
@@ -261,6 +266,16 @@ class TestRecorder:
             recorder.on_step_end(step, [])
             seen.append(recorder.board.columns)
         assert seen == [(1, 4), (1, 4), (1, 4), (4, 4), (4, 4)]  # what is complete is not looked at again
+
+    def test_the_line_about_a_trials_end_counts_the_columns_anew(self, tmp_path: Path) -> None:
+        cache: Any = SimpleNamespace(views=4, there=lambda: 2)
+        recorder = Recorder(tmp_path / "trials.jsonl", DIGITS, None, Unwatched(), resumed=False, caches=[cache])
+        recorder.looked = time.monotonic()
+        recorder.on_step_end(1, [])
+        assert recorder.board.columns == (0, 0)
+        ended = ended_trial(tmp_path)
+        recorder.on_trial_complete(1, [ended], ended)
+        assert recorder.board.columns == (2, 4)
 
 
 def test_the_last_error_of_a_traceback_is_shown_with_its_whole_message() -> None:

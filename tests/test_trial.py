@@ -235,8 +235,8 @@ def test_experiments_that_differ_only_in_distillation_share_teacher_and_cache(
     kept = files_of(one)
     values = {"name": "other", "distill.alpha": 0.3, "distill.temperature": 7, "distill.feature_weight": 1}
     other = prepare(make_experiment(values), CPU, second, complete=True)
-    assert (first.epochs, first.columns) == ([1, 2, 3], [(1, 2), (2, 2)])
-    assert (second.epochs, second.columns) == ([], [(1, 2), (2, 2)])
+    assert (first.epochs, first.columns) == ([1, 2, 3], [(0, 2), (1, 2)])
+    assert (second.epochs, second.columns) == ([], [(0, 2), (1, 2)])
     assert first.told == second.told == ["dataset", "teacher", "cache"]
     assert other.teachers == one.teachers
     assert other.caches == one.caches

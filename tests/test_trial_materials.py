@@ -1,5 +1,6 @@
 """What a search prepares where there are several teachers, peers or few labels, and what a bench starts from it."""
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,9 @@ from PIL import Image
 
 from kdtune import training
 from kdtune.data import batches
-from kdtune.trial import Bench, Silent, prepare, views_needed
+from kdtune.errors import CacheError
+from kdtune.experiment import Experiment
+from kdtune.trial import Bench, Materials, Silent, claim, prepare, remember, run_folder, views_needed
 from tests.conftest import CPU, MakeExperiment
 
 SHORT = {"epochs": 2, "batch_size": 32, "optimizer": "adamw", "learning_rate": 0.02}
@@ -120,3 +123,19 @@ def test_whoever_watches_hears_that_pictures_are_read(make_experiment: MakeExper
     pictures = {"dataset": "folder", "root": str(tmp_path / "pictures"), "augment": "random-resized-crop"}
     with pytest.raises(RuntimeError, match="0 of 4"):
         prepare(make_experiment({"data": {**pictures, "image_size": 8}}), CPU, Listener())
+
+
+@pytest.mark.parametrize("refusal", [OSError(errno.EROFS, "Read-only file system"), CacheError("ACCESS_DENIED")])
+def test_a_cache_that_can_only_be_read_serves_a_run_that_it_cannot_note(
+    experiment: Experiment,
+    materials: Materials,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    refusal: Exception,
+) -> None:
+    def refuse(place: object, folder: Path) -> None:
+        raise refusal
+
+    monkeypatch.setattr(run_folder, "mark_used", refuse)
+    remember(claim(experiment), materials)
+    assert "pruning may remove it" in caplog.text

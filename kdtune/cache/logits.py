@@ -104,6 +104,7 @@ class LogitCache:
         self.wanted = views  # columns that trials would like; `views` are fewer where the disk cannot hold them
         self.teacher = teacher
         self.mended: list[int] = []  # columns that this process found damaged and took away, to be computed again
+        self.rows_checked = 0  # by asking the teacher again
         self._columns: dict[int, Column] = {}
         self._sound: set[int] = set()  # columns whose every byte this process has seen to be right
         self._on_device: tuple[int, Column] | None = None
@@ -296,6 +297,7 @@ class LogitCache:
         for view, rows in zip(chosen, sample.tensor_split(len(chosen)), strict=True):
             # compared where columns lie: moving one to a device would read all of it for a few rows
             fresh = torch.cat(list(self.teacher.to(view, rows.to(device)))).cpu()
+            self.rows_checked += len(rows)
             if not self._differs(view, rows, fresh) or not self._is_sound(view):
                 continue
             self._columns.pop(view, None)  # a copy may have been damaged, and is not any more

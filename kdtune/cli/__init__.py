@@ -29,7 +29,10 @@ app.command("export")(export.export)
 app.command("list")(listing.list_known)
 app.command("schema")(schema.schema)
 
-ELSEWHERE = "Check its permissions, or set storage to a folder that you can write (--set storage=DIR)"
+ELSEWHERE = (
+    "Check its permissions, or set storage (of a cache: cache.storage) to a folder that you can write "
+    "(--set storage=DIR)"
+)
 # What the operating system refuses and a user can mend; any other OSError is a bug and shows its traceback.
 MENDABLE = {
     errno.ENOSPC: "Free some space",

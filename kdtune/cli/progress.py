@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.align import Align
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from kdtune.cache import LogitCache
-from kdtune.cli.tables import PIPE_WIDTH, megabytes
+from kdtune.cli.tables import console, megabytes
 from kdtune.data import Dataset
 from kdtune.experiment import Experiment
 from kdtune.experiment.networks import INLINE
@@ -41,8 +41,8 @@ class Lines:
     words_apart = 60.0  # seconds from one word about the files read to the next
 
     def __init__(self) -> None:
-        # a pipe has no width; tables in it should not be squeezed into 80 columns
-        self.console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+        self.console = console()
+        self.console.soft_wrap = not sys.stdout.isatty()  # a terminal's lines are broken between words
         self.began = time.monotonic()
         self._reported: set[str] = set()
         self._due = 0.0  # when a word about the files read is next
@@ -88,10 +88,12 @@ class Lines:
     def cache_ready(self, cache: LogitCache) -> None:
         identity, there = cache.manifest.identity, len(cache.columns())
         count = str(there) if there >= cache.views else f"{there} of {cache.views}"
-        size = max(there, cache.views) * identity.bytes_of_logits
+        size = megabytes(max(there, cache.views) * identity.bytes_of_logits)
         self.say(
-            f"cache     of {cache.manifest.teacher_model}: {count} view columns of {identity.rows} x "
-            f"{identity.top_k or identity.classes} logits, {size / 1e6:.1f} MB in all, checked against the teacher"
+            f"cache     of {cache.manifest.teacher_model}: {count} view columns of {identity.rows:,} x "
+            f"{identity.top_k or identity.classes:,} logits, {size} in all"
+            + (f"; {cache.rows_checked} rows checked against the teacher" if cache.rows_checked else "")
+            + ("; the others are computed when first needed" if there < cache.views else "")
         )
         if cache.mended:
             self.say(
@@ -201,8 +203,8 @@ def fewer_views(cache: LogitCache) -> str:
     return (
         f"only {cache.views} of {cache.wanted} view columns fit the disk ({megabytes(free or 0)} free, "
         f"{megabytes(cache.manifest.identity.bytes_of_logits)} a column): every image is seen in {cache.views} views, "
-        f"which take turns. For more of them: keep the largest logits only (cache.top_k), or set cache.storage to a "
-        f"larger disk; data.views: {cache.views} says that so many are enough"
+        f"which take turns. For more of them: keep less of a logit (cache.bits, cache.top_k), or set "
+        f"cache.storage to a larger disk; data.views: {cache.views} says that so many are enough"
     )
 
 
@@ -232,7 +234,7 @@ def headline(board: "Board") -> str:
         f"{board.ended}/{board.trials} done, {board.count('running')} running, {board.count('stopped')} stopped early"
         + (f", {failed} failed or diverged" if failed else "")
         + f", {best}"
-        + (f", {there} of {views} view columns" if there < views else "")
+        + (f", cache {there}/{views} columns" if there < views else "")
         + (f", about {duration(left)} left" if left and board.ended < board.trials else "")
     )
 

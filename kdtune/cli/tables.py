@@ -19,12 +19,10 @@ def console() -> Console:
     return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 
 
-def print_facts(facts: Mapping[str, str], title: str = "") -> None:
+def print_facts(facts: Mapping[str, str]) -> None:
     """Names on the left; long values are wrapped beside them in a terminal, and left whole in a pipe."""
     width = max(map(len, facts))
     out = console()
-    if title:
-        out.print(Text(title, "bold"), soft_wrap=True)
     if not out.is_terminal:
         for name, value in facts.items():
             out.print(Text(f"{name:<{width}}  {value}"), soft_wrap=True)

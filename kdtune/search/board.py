@@ -134,15 +134,21 @@ class Recorder(tune.Callback):
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Ten times a second. Columns grow while no trial has anything to report, and that is worth seeing."""
-        there, views = self.board.columns
-        if self.caches and (there < views or not views) and time.monotonic() - self.looked > LOOK_EVERY_S:
-            self.looked = time.monotonic()
-            try:
-                counts = [(cache.there(), cache.views) for cache in self.caches]
-            except (CacheError, OSError):  # a storage that fails for a while: this is only a picture
-                return
-            self.board.columns = sum(there for there, _ in counts), sum(views for _, views in counts)
+        if time.monotonic() - self.looked > LOOK_EVERY_S and self._count_columns():
             self._tell()
+
+    def _count_columns(self) -> bool:
+        """Whether there was anything to count: once all columns are there, they stay."""
+        there, views = self.board.columns
+        if not self.caches or (views and there == views):
+            return False
+        self.looked = time.monotonic()
+        try:
+            counts = [(cache.there(), cache.views) for cache in self.caches]
+        except (CacheError, OSError):  # a storage that fails for a while: this is only a picture
+            return False
+        self.board.columns = sum(there for there, _ in counts), sum(views for _, views in counts)
+        return True
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self._row(trials, trial).status = "running"
@@ -166,6 +172,7 @@ class Recorder(tune.Callback):
         row.status = "diverged" if record.diverged else "complete" if record.last else "stopped"
         assert trial.storage is not None
         self.ended.append(Path(trial.storage.trial_fs_path))
+        self._count_columns()  # a line about its end should not tell of seconds ago
         self._tell()
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:

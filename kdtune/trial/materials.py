@@ -93,8 +93,9 @@ def prepare(
     for cache in caches.values():
         cache.check_rows()
         for view in range(cache.views if complete else 1):
+            if complete or not cache.columns():
+                progress.cache_column(view, cache.views)
             cache.ensure(view)
-            progress.cache_column(cache.there() if not complete else view + 1, cache.views)
         progress.cache_ready(cache)
     places = {name: place_of(experiment, cache.manifest.identity) for name, cache in caches.items()}
     views = max((cache.views for cache in caches.values()), default=views_needed(experiment))

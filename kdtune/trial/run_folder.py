@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,14 +12,17 @@ from typing import Any
 
 from kdtune.cache import mark_used
 from kdtune.data import Dataset
-from kdtune.errors import ExperimentError, RunError, TeacherError
+from kdtune.errors import CacheError, ExperimentError, RunError, TeacherError
 from kdtune.experiment import Experiment, differences, dump, load
 from kdtune.experiment.chain import assistant, in_order, searched_assistants, settled
 from kdtune.records import TrialRecord, locked, read_trials, write_text
 from kdtune.teacher import Teacher
 from kdtune.trial.materials import Materials
 
+log = logging.getLogger(__name__)
+
 COLUMNS = "columns"  # in materials.json
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def claim(experiment: Experiment, suffix: str = "") -> Path:
@@ -84,7 +88,12 @@ def remember(folder: Path, materials: Materials) -> None:
         write_text(path, json.dumps({**found, COLUMNS: materials.columns}, indent=2))
     check_materials(folder, found)
     for place in materials.caches.values():
-        mark_used(place, folder)
+        try:
+            mark_used(place, folder)
+        except (OSError, CacheError) as error:
+            if isinstance(error, OSError) and error.errno not in READ_ONLY:
+                raise
+            log.warning("cannot note in %s that this run uses it, so pruning may remove it: %s", place.address, error)
 
 
 def columns_of(folder: Path) -> int | None:

@@ -21,6 +21,7 @@ def estimate(file: File = None, overrides: Overrides = None) -> None:
 
     import torch
 
+    from kdtune.cache import check_saves
     from kdtune.cli.progress import watcher
     from kdtune.cli.tables import print_facts
     from kdtune.data import load_dataset
@@ -34,6 +35,7 @@ def estimate(file: File = None, overrides: Overrides = None) -> None:
     with watcher() as watch:
         dataset = load_dataset(experiment.data, watch.files_read)
         watch.dataset_ready(dataset)
+        check_saves(experiment.cache, dataset)
         check_networks(experiment, dataset)
         where = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
         watch.say(f"speed     is being measured on {where}")
@@ -81,8 +83,8 @@ def _of_cache(forecast: "Forecast", name: str, planned: "Planned") -> dict[str, 
         if one.passes
         else "at once: all of it is there",
         "building": f"{building} ({speed.answered:,.0f} images a second)",
-        "an epoch": f"about {seconds(one.seconds_an_epoch(speed, cached=True))} from the cache, "
-        f"{seconds(one.seconds_an_epoch(speed, cached=False))} with a live teacher",
+        "an epoch": f"about {_seconds(one.seconds_an_epoch(speed, cached=True))} from the cache, "
+        f"{_seconds(one.seconds_an_epoch(speed, cached=False))} with a live teacher",
     }
 
 
@@ -92,7 +94,7 @@ def _of_search(forecast: "Forecast") -> dict[str, str]:
 
     experiment = forecast.experiment
     missing = sum(one.estimate.bytes_missing for one in forecast.caches.values())
-    free = "as much as is paid for" if forecast.free is None else f"{megabytes(forecast.free)} free"
+    free = "no limit known" if forecast.free is None else f"{megabytes(forecast.free)} free"
     runs = experiment.final.seeds * (1 + len(experiment.final.baselines) + len(experiment.final.rows))
     facts = {
         "storage": f"{forecast.storage}: {megabytes(missing)} still to come, {free}",
@@ -109,7 +111,7 @@ def _of_search(forecast: "Forecast") -> dict[str, str]:
     return facts
 
 
-def seconds(value: float) -> str:
+def _seconds(value: float) -> str:
     from kdtune.cli.progress import duration
 
     return f"{value:.2g} s" if value < 10 else duration(value)

@@ -32,7 +32,7 @@ def list_caches(file: File = None, storage: Storage = None, overrides: Overrides
     """List caches with their data, teacher, size and users, and the copies on this machine."""
     experiment = read(file, overrides)
 
-    from kdtune.cache import caches_in, default_copies
+    from kdtune.cache import caches_in
     from kdtune.cli.tables import console, megabytes
 
     address = address_of(storage, experiment)
@@ -48,7 +48,7 @@ def list_caches(file: File = None, storage: Storage = None, overrides: Overrides
             out.print(f"{one.key} is of no use to any run: {one.trouble}", markup=False, soft_wrap=True)
     if others:
         out.print(f"no caches, left alone: {', '.join(others)}", markup=False, soft_wrap=True)
-    for folder in dict.fromkeys([default_copies(), Path(experiment.cache.copies or default_copies())]):
+    for folder in copies_folders(experiment):
         _print_copies(out, folder)
 
 
@@ -63,6 +63,13 @@ def address_of(storage: str | None, experiment: "Experiment") -> str:
         raise CacheError(f"--storage: there is no folder {storage}")
     runs = folder / ".caches"  # the folder of the runs, which holds theirs
     return str((runs if runs.is_dir() else folder).absolute())
+
+
+def copies_folders(experiment: "Experiment") -> list[Path]:
+    """Where this machine may hold copies: in the default folder, and in the experiment's (cache.copies)."""
+    from kdtune.cache import default_copies
+
+    return list(dict.fromkeys([default_copies(), Path(experiment.cache.copies or default_copies())]))
 
 
 def _table(caches: "list[Kept]", width: int) -> "Table":

@@ -1,11 +1,12 @@
 """`kdtune cache prune [KEY ...]`: removes caches that no run uses any more, or those that are named."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kdtune.cli.cache.listing import Storage, address_of
-from kdtune.cli.options import read
+from kdtune.cli.cache.listing import Storage, address_of, copies_folders
+from kdtune.cli.options import Overrides, read
 
 if TYPE_CHECKING:
     from kdtune.cache.upkeep import Removal
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 Keys = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[KEY]...",
+        metavar="KEY",
         show_default=False,
         help="Caches to remove even if they are used, by key or its beginning; without any, those that no run uses.",
     ),
@@ -22,7 +23,13 @@ Finished = Annotated[bool, typer.Option("--finished", help="Also those whose run
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")]
 
 
-def prune(keys: Keys = None, storage: Storage = None, finished: Finished = False, dry_run: DryRun = False) -> None:
+def prune(
+    keys: Keys = None,
+    storage: Storage = None,
+    finished: Finished = False,
+    dry_run: DryRun = False,
+    overrides: Overrides = None,
+) -> None:
     """Remove caches whose runs are gone, or that no run has ever used, and copies of caches that are no more.
 
     A cache that is being computed stays, and so does one used by a run on another machine.
@@ -30,7 +37,8 @@ def prune(keys: Keys = None, storage: Storage = None, finished: Finished = False
     from kdtune.cache import caches_in, remove, to_remove
     from kdtune.cli.tables import megabytes
 
-    address = address_of(storage, read(None, None))
+    experiment = read(None, overrides)
+    address = address_of(storage, experiment)
     caches, _ = caches_in(address)
     removals = to_remove(caches, keys or (), finished=finished)
     going = [one.kept for one in removals if not one.busy]
@@ -39,7 +47,8 @@ def prune(keys: Keys = None, storage: Storage = None, finished: Finished = False
         if not (one.busy or dry_run):
             remove(one.kept)
         typer.echo(_told(one, dry_run=dry_run))
-    freed += _prune_copies({one.address for one in going}, dry_run=dry_run)
+    for folder in copies_folders(experiment):
+        freed += _prune_copies(folder, {one.address for one in going}, dry_run=dry_run)
     left = len(caches) - len(going)
     typer.echo(
         f"{megabytes(freed)} {'would be freed' if dry_run else 'freed'}; "
@@ -61,13 +70,13 @@ def _told(one: "Removal", *, dry_run: bool) -> str:
     return f"{verb} {one.kept.key}{of}, {megabytes(one.kept.bytes)}: {why}"
 
 
-def _prune_copies(going: set[str], *, dry_run: bool) -> int:
+def _prune_copies(folder: Path, going: set[str], *, dry_run: bool) -> int:
     """Copies of caches that are no more, those just removed included; the bytes that are freed."""
-    from kdtune.cache import copies_in, default_copies
+    from kdtune.cache import copies_in
     from kdtune.cli.tables import megabytes
 
     freed = 0
-    for one in copies_in(default_copies()):
+    for one in copies_in(folder):
         if (one.origin in going or one.orphaned()) and (dry_run or one.remove()):
             freed += one.bytes
             verb = "would remove" if dry_run else "removed"
