@@ -321,6 +321,17 @@ def test_a_disk_without_room_for_one_column_is_refused_whatever_was_asked_for(
         prepare(sharing_the_teacher(materials, tmp_path, {"train.epochs": 5}), CPU, Silent())
 
 
+@pytest.mark.parametrize("values", [{}, {"cache.storage": "s3x://nowhere/caches"}], ids=["a disk", "an address"])
+def test_a_storage_that_will_not_do_is_told_before_a_teacher_is_trained(
+    make_experiment: MakeExperiment, monkeypatch: pytest.MonkeyPatch, values: dict[str, str]
+) -> None:
+    a_disk_with(monkeypatch, 0.9 * DIGITS_COLUMN)
+    experiment = make_experiment(values)
+    with pytest.raises(CacheError, match="s3x" if values else "1 view column needs"):
+        prepare(experiment, CPU, Silent())
+    assert not list(Path(experiment.storage).rglob("teacher.json"))
+
+
 @pytest.mark.parametrize(("there", "expected"), [(0, 2), (2, 3), (4, 4)])
 def test_the_caches_of_several_teachers_share_the_disk(
     make_experiment: MakeExperiment,

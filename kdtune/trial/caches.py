@@ -18,13 +18,15 @@ from kdtune.cache import (
     below,
     describe,
     identify,
+    store_at,
     views_that_fit,
 )
 from kdtune.data import Dataset
 from kdtune.experiment import Experiment
-from kdtune.experiment.chain import configurations
+from kdtune.experiment.chain import configurations, teachers_of_students
 from kdtune.experiment.space import parse
 from kdtune.teacher import Teacher
+from kdtune.trial.teachers import kept_already
 
 
 def begin_caches(
@@ -51,6 +53,34 @@ def begin_caches(
         for cache in caches.values():
             cache.views = fitting
     return caches
+
+
+def check_room(experiment: Experiment, dataset: Dataset) -> None:
+    """Raises CacheError where the disk cannot hold the caches: before a teacher is trained for them."""
+    caches = unopened(experiment, dataset, kept_already(experiment, dataset))
+    if caches:
+        auto = experiment.data.views == "auto"
+        views_that_fit(views_needed(experiment), list(caches.values()), fewer_will_do=auto)
+
+
+def unopened(experiment: Experiment, dataset: Dataset, kept: Mapping[str, Teacher]) -> dict[str, LogitCache]:
+    """The caches of teachers from which students learn, to be looked at, begun or not: nothing is written.
+
+    For a teacher that is not `kept` yet one stands in: a cache of its own cannot be there either.
+    """
+    caches = {}
+    for name in teachers_of_students(experiment):
+        if not experiment.all_teachers[name].peers:
+            teacher = kept.get(name) or _stand_in(experiment, name, dataset)
+            identity = identify(dataset, experiment.data, teacher, experiment.cache)
+            store = store_at(place_of(experiment, identity).address)
+            caches[name] = LogitCache(store, describe(identity, dataset, teacher), None, 0, None)
+    return caches
+
+
+def _stand_in(experiment: Experiment, name: str, dataset: Dataset) -> Teacher:
+    model = experiment.all_teachers[name].named
+    return Teacher("", model, dataset.shape, len(dataset.classes), f"not yet: {name}", 0.0, trained_here=True)
 
 
 def answers_of(teacher: Teacher, dataset: Dataset, experiment: Experiment, device: torch.device) -> Answers:

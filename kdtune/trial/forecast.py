@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 import torch
 
-from kdtune.cache import Estimate, LogitCache, Speed, describe, identify, store_at, views_that_fit
+from kdtune.cache import Estimate, Speed, views_that_fit
 from kdtune.data import Dataset
 from kdtune.errors import CacheError
 from kdtune.experiment import Experiment, row
-from kdtune.experiment.chain import assistant, searched_assistants, teachers_of_students
+from kdtune.experiment.chain import assistant, searched_assistants
 from kdtune.records import ALONE
 from kdtune.teacher import Teacher
-from kdtune.trial.caches import longest, place_of, storage_of, views_needed
+from kdtune.trial.caches import longest, storage_of, unopened, views_needed
 from kdtune.trial.speed import measure, untrained
 from kdtune.trial.teachers import kept_already
 
@@ -98,10 +98,7 @@ def forecasts(experiment: Experiment, dataset: Dataset, device: torch.device) ->
 
 
 def _forecast(experiment: Experiment, dataset: Dataset, device: torch.device, kept: dict[str, Teacher]) -> Forecast:
-    names = [name for name in teachers_of_students(experiment) if not experiment.all_teachers[name].peers]
-    wanted = views_needed(experiment)
-    caches = {name: _unopened(experiment, kept.get(name) or _stand_in(experiment, name, dataset), dataset)
-              for name in names}  # fmt: skip
+    wanted, caches = views_needed(experiment), unopened(experiment, dataset, kept)
     views, problem = wanted, ""
     try:
         auto = experiment.data.views == "auto"
@@ -126,16 +123,3 @@ def _slots(experiment: Experiment, device: torch.device) -> int:
         share = 1.0 if resources.gpus_per_worker == "auto" else resources.gpus_per_worker
         return max(1, int(1 / (share or 1.0))) * torch.cuda.device_count()
     return max(1, int((os.cpu_count() or 1) / resources.cpus_per_worker))
-
-
-def _unopened(experiment: Experiment, teacher: Teacher, dataset: Dataset) -> LogitCache:
-    """A cache to be looked at, whether or not it has begun: nothing is written."""
-    identity = identify(dataset, experiment.data, teacher, experiment.cache)
-    store = store_at(place_of(experiment, identity).address)
-    return LogitCache(store, describe(identity, dataset, teacher), None, 0, None)
-
-
-def _stand_in(experiment: Experiment, name: str, dataset: Dataset) -> Teacher:
-    """For a teacher that is not there yet; a cache that bears its name cannot be either."""
-    model = experiment.all_teachers[name].named
-    return Teacher("", model, dataset.shape, len(dataset.classes), f"not yet: {name}", 0.0, trained_here=True)

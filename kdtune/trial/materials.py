@@ -9,7 +9,7 @@ from typing import Protocol
 
 import torch
 
-from kdtune.cache import LogitCache, Place, check_saves, store_at
+from kdtune.cache import LogitCache, Place, check_saves
 from kdtune.data import Dataset, load_dataset
 from kdtune.distill import check_features
 from kdtune.errors import ExperimentError, Problem
@@ -18,7 +18,7 @@ from kdtune.experiment.chain import BEFORE, assistant, configurations, in_order,
 from kdtune.models import check_model
 from kdtune.records import EpochRecord
 from kdtune.teacher import Teacher
-from kdtune.trial.caches import begin_caches, place_of, storage_of, views_needed
+from kdtune.trial.caches import begin_caches, check_room, place_of, views_needed
 from kdtune.trial.teachers import obtain, section_of
 
 
@@ -82,8 +82,9 @@ def prepare(
     dataset = load_dataset(experiment.data, progress.files_read)
     progress.dataset_ready(dataset)
     check_saves(experiment.cache, dataset)
-    store_at(storage_of(experiment))  # an address that cannot be reached is told before a teacher is trained
     check_networks(experiment, dataset)
+    if columns is None:
+        check_room(experiment, dataset)
     on_device = dataset.to(device)
     teachers = obtain(experiment, on_device, device, progress.teacher_epoch)
     for name, teacher in teachers.items():
