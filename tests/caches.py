@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +23,9 @@ from kdtune.teacher import Teacher, fingerprint
 
 ROWS = 66
 DATA = Data(dataset="digits", augment="crop-flip", crop_padding=2, view_seed=11)
+WHOLE, EIGHT_BITS = Cache(), Cache(bits=8)
+TOP_2 = Cache.model_construct(top_k=2)  # experiments keep at least a hundred
+FORMS = pytest.mark.parametrize("keep", [WHOLE, EIGHT_BITS, TOP_2], ids=["16 bits", "8 bits", "top 2"])
 
 
 def a_network(seed: int, classes: int = 3) -> nn.Module:
@@ -82,7 +86,7 @@ class Bench:
     dataset: Dataset = field(default_factory=noise)
     network: nn.Module = field(default_factory=lambda: a_network(0))
     data: Data = DATA
-    top_k: int | None = None
+    keep: Cache = WHOLE
     copies: Path | None = None
     heard: list[int] = field(default_factory=list)
 
@@ -92,7 +96,7 @@ class Bench:
 
     @property
     def identity(self) -> Identity:
-        return identify(self.dataset, self.data, self.teacher, Cache.model_construct(top_k=self.top_k))
+        return identify(self.dataset, self.data, self.teacher, self.keep)
 
     @property
     def place(self) -> Place:

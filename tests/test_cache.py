@@ -19,7 +19,7 @@ from kdtune.cache.columns import Column
 from kdtune.data import DATASETS, Dataset, Images, load_dataset
 from kdtune.errors import CacheError
 from kdtune.experiment import Cache, Data
-from tests.caches import DATA, ROWS, Bench, a_network
+from tests.caches import DATA, EIGHT_BITS, FORMS, ROWS, TOP_2, WHOLE, Bench, a_network
 
 Read = tuple[Images, Images, tuple[str, ...]]
 DiskUsage = namedtuple("DiskUsage", "total used free")
@@ -73,7 +73,7 @@ def test_plain_pyarrow_reads_a_column(bench: Bench) -> None:
 
 
 def test_plain_pyarrow_reads_the_largest_logits(bench: Bench) -> None:
-    bench.top_k = 2
+    bench.keep = TOP_2
     bench.build(1)
     with pa.memory_map(str(bench.path(0))) as source:
         table = pa.ipc.open_file(source).read_all()
@@ -89,15 +89,17 @@ def test_plain_pyarrow_reads_the_largest_logits(bench: Bench) -> None:
         assert rest[row] == pytest.approx(float(logits[row, left_out]), abs=1e-4)
 
 
-def test_the_top_k_come_back_as_logits_of_all_classes(bench: Bench) -> None:
-    """Of three classes two are kept; what is left out is one class, and so is told exactly."""
-    bench.top_k = 2
+@FORMS
+def test_every_form_comes_back_as_logits_of_all_classes(bench: Bench, keep: Cache) -> None:
+    """Of the top 2 of three classes one is left out, and so is told exactly; 8 bits are within half a step."""
+    bench.keep = keep
     cache = bench.build(2)
     indices = torch.tensor([5, 60, 0, 17])
     for view in (1, 0):
-        looked_up = cache.teacher_logits(view, indices)
+        looked_up, logits = cache.teacher_logits(view, indices), bench.logits(view)[indices]
         assert looked_up.dtype == torch.float32
-        torch.testing.assert_close(looked_up, bench.logits(view)[indices], rtol=2e-3, atol=2e-3)
+        spread = (logits.amax(dim=1) - logits.amin(dim=1)).max().item()
+        torch.testing.assert_close(looked_up, logits, rtol=2e-3, atol=spread / 510 if keep is EIGHT_BITS else 2e-3)
     assert torch.equal(bench.read().teacher_logits(1, indices), cache.teacher_logits(1, indices))
 
 
@@ -120,8 +122,24 @@ def test_a_column_is_opened_once(bench: Bench) -> None:
     assert cache.column(0) is cache.column(0)
 
 
-@pytest.mark.parametrize("top_k", [None, 3])
-def test_the_size_is_that_of_the_numbers_and_a_small_overhead(toy: Dataset, tmp_path: Path, top_k: int | None) -> None:
+@FORMS
+@pytest.mark.parametrize("value", [1e6, float("nan"), -float("inf")])
+def test_logits_that_do_not_fit_are_refused_and_leave_no_column(bench: Bench, value: float, keep: Cache) -> None:
+    bench.keep = keep
+    bench.network.get_parameter("fc.bias").data[:] = value
+    cache = bench.begin(2)
+    if value == 1e6 and keep is EIGHT_BITS:  # a million is a step like any other
+        cache.ensure(0)
+        return
+    with pytest.raises(CacheError, match="do not fit float16"):
+        cache.ensure(0)
+    assert sorted(file.name for file in bench.folder.iterdir()) == ["locks", "manifest.json"]
+
+
+@pytest.mark.parametrize(("keep", "bytes_an_image"), [(WHOLE, 20), (EIGHT_BITS, 18), (TOP_2, 12)])
+def test_the_size_is_that_of_the_numbers_and_a_small_overhead(
+    toy: Dataset, tmp_path: Path, keep: Cache, bytes_an_image: int
+) -> None:
     rows, views, classes = 20_000, 3, 10
     generator = torch.Generator().manual_seed(0)
     dataset = dataclasses.replace(
@@ -131,11 +149,11 @@ def test_the_size_is_that_of_the_numbers_and_a_small_overhead(toy: Dataset, tmp_
         classes=tuple("0123456789"),
     )
     network = nn.Sequential(nn.Flatten(), nn.Linear(16, classes))
-    bench = Bench(tmp_path / "cache", dataset, network, top_k=top_k)
+    bench = Bench(tmp_path / "cache", dataset, network, keep=keep)
     bench.build(views)
     size = sum(file.stat().st_size for file in bench.folder.iterdir() if file.is_file())
     ideal = views * bench.identity.bytes_of_logits
-    assert ideal == views * rows * (classes * 2 if top_k is None else 2 * top_k + 2 * top_k + 4)
+    assert ideal == views * rows * bytes_an_image
     assert ideal < size <= 1.01 * ideal + 6144
 
 
@@ -234,12 +252,21 @@ def test_a_reordered_data_set_is_refused_by_name(bench: Bench, monkeypatch: pyte
     refused_by_name(bench, "dataset")
 
 
-@pytest.mark.parametrize(("before", "after"), [(None, 2), (2, None), (2, 1)])
-def test_another_form_is_refused_by_name(bench: Bench, before: int | None, after: int | None) -> None:
-    bench.top_k = before
+@pytest.mark.parametrize(
+    ("before", "after", "field"),
+    [
+        (WHOLE, TOP_2, "top_k"),
+        (TOP_2, WHOLE, "top_k"),
+        (TOP_2, Cache.model_construct(top_k=1), "top_k"),
+        (WHOLE, EIGHT_BITS, "dtype"),
+        (EIGHT_BITS, WHOLE, "dtype"),
+    ],
+)
+def test_another_form_is_refused_by_name(bench: Bench, before: Cache, after: Cache, field: str) -> None:
+    bench.keep = before
     bench.build(1)
-    bench.top_k = after
-    refused_by_name(bench, "top_k")
+    bench.keep = after
+    refused_by_name(bench, field)
 
 
 def test_every_field_of_an_identity_tells_caches_apart_and_is_named(bench: Bench) -> None:

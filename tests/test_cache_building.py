@@ -159,21 +159,6 @@ def test_a_column_is_refused_whole_where_the_disk_is_full(bench: Bench, monkeypa
     cache.ensure(0)
 
 
-@pytest.mark.parametrize("value", [1e6, float("nan"), -float("inf")])
-@pytest.mark.parametrize("top_k", [None, 2])
-def test_logits_that_do_not_fit_float16_are_refused_and_leave_no_column(
-    bench: Bench, value: float, top_k: int | None
-) -> None:
-    bench.top_k = top_k
-    with torch.no_grad():
-        bench.network.get_parameter("fc.bias")[:] = value
-    cache = bench.begin(2)
-    with pytest.raises(CacheError, match="do not fit float16"):
-        cache.ensure(0)
-    assert cache.columns() == []
-    assert sorted(file.name for file in bench.folder.iterdir()) == ["locks", "manifest.json"]
-
-
 def test_a_folder_that_cannot_be_written_is_enough_to_read(bench: Bench) -> None:
     """As if it were somebody else's: whoever runs the tests may write everywhere, but not below a file."""
     bench.build(2)

@@ -15,10 +15,10 @@ from kdtune.cache.columns import Column, Draft, open_column
 from kdtune.cache.forms import in_steps, largest
 from kdtune.cache.logits import TOLERANCE
 from kdtune.errors import CacheError
-from tests.caches import ROWS, Bench, a_network, flip_a_byte, garbage, noise, truncate
+from kdtune.experiment import Cache
+from tests.caches import FORMS, ROWS, Bench, a_network, flip_a_byte, garbage, noise, truncate
 
 Damage = Callable[[Path], None]
-FORMS = pytest.mark.parametrize("top_k", [None, 2], ids=["all classes", "top 2"])
 
 
 @pytest.fixture
@@ -72,7 +72,9 @@ def named(damage: Damage) -> str:
 
 
 @pytest.mark.parametrize("which", ["column", *(f"seal {damage.__name__}" for damage in OF_SEALS)])
-def test_every_damage_is_mended_by_computing_that_column_again_and_no_other(bench: Bench, which: str) -> None:
+def test_every_damage_is_mended_by_computing_that_column_again_and_no_other(
+    bench: Bench, caplog: pytest.LogCaptureFixture, which: str
+) -> None:
     damages = OF_COLUMNS if which == "column" else [d for d in OF_SEALS if d.__name__ == which.split()[1]]
     for damage in damages:
         bench.build(4)
@@ -90,6 +92,8 @@ def test_every_damage_is_mended_by_computing_that_column_again_and_no_other(benc
         assert bench.stamps(0, 2, 3) == before
         assert [bench.path(view).read_bytes() for view in range(4)] == whole
         assert cache.bad_columns() == []
+        assert ("column 1 was damaged" in caplog.text) == (cache.mended == [1])
+        caplog.clear()
 
 
 @pytest.mark.parametrize("damage", [flip_a_byte, truncate, Path.unlink], ids=named)
@@ -158,8 +162,8 @@ def test_a_seal_of_a_later_version_is_a_seal(bench: Bench) -> None:
 
 
 @FORMS
-def test_bad_columns_are_those_whose_bytes_are_not_what_was_written(bench: Bench, top_k: int | None) -> None:
-    bench.top_k = top_k
+def test_bad_columns_are_those_whose_bytes_are_not_what_was_written(bench: Bench, keep: Cache) -> None:
+    bench.keep = keep
     cache = bench.build(6)
     assert cache.bad_columns() == []
     flip_a_byte(bench.path(1))
@@ -197,10 +201,10 @@ def test_a_missing_column_is_named(bench: Bench) -> None:
 
 @FORMS
 def test_no_flipped_byte_and_no_length_crashes_whoever_opens_a_column(
-    bench: Bench, tmp_path: Path, top_k: int | None
+    bench: Bench, tmp_path: Path, keep: Cache
 ) -> None:
     """Arrow would end the process over some of them. What only changes numbers is for the seal to find."""
-    bench.dataset, bench.top_k = noise(2, 3), top_k
+    bench.dataset, bench.keep = noise(2, 3), keep
     identity, path = bench.identity, tmp_path / "column"
     draft = Draft(identity, 0, torch.device("cpu"))
     draft.add(bench.logits(0))
@@ -270,8 +274,8 @@ def test_a_column_of_another_form_is_refused_even_if_it_says_that_it_belongs_her
 
 
 @FORMS
-def test_the_sampled_rows_of_the_same_teacher_agree(bench: Bench, top_k: int | None) -> None:
-    bench.top_k = top_k
+def test_the_sampled_rows_of_the_same_teacher_agree(bench: Bench, keep: Cache) -> None:
+    bench.keep = keep
     bench.build(6)
     for _ in range(5):
         bench.begin(6).check_rows()
@@ -301,8 +305,8 @@ def test_a_check_of_a_fresh_cache_asks_nothing(bench: Bench) -> None:
 
 
 @FORMS
-def test_the_sampled_rows_tell_another_teacher(bench: Bench, top_k: int | None) -> None:
-    bench.top_k = top_k
+def test_the_sampled_rows_tell_another_teacher(bench: Bench, keep: Cache) -> None:
+    bench.keep = keep
     bench.build(2)
     cache = bench.begin(2)
     assert cache.teacher is not None
@@ -313,9 +317,9 @@ def test_the_sampled_rows_tell_another_teacher(bench: Bench, top_k: int | None) 
 
 
 @FORMS
-def test_the_sampled_rows_tell_another_view(bench: Bench, top_k: int | None) -> None:
+def test_the_sampled_rows_tell_another_view(bench: Bench, keep: Cache) -> None:
     """As if what makes views had changed."""
-    bench.top_k = top_k
+    bench.keep = keep
     bench.build(2)
     cache = bench.begin(2)
     assert cache.teacher is not None

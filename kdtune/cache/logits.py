@@ -13,6 +13,7 @@ are first needed, by whoever needs them, in any order and by any number of proce
 """
 
 import json
+import logging
 import os
 import platform
 import re
@@ -34,6 +35,8 @@ from kdtune.data import Dataset, read
 from kdtune.errors import CacheError
 from kdtune.experiment import Data
 from kdtune.training import evaluation_batch
+
+log = logging.getLogger(__name__)
 
 # of names: people put files of their own into folders
 COLUMN, SEAL = re.compile(r"(\d{5}|[1-9]\d{5,})\.arrow"), re.compile(r"(\d{5}|[1-9]\d{5,})\.json")
@@ -205,6 +208,7 @@ class LogitCache:
                 if mine and not self._matches(view, self.seal(view)):
                     self.store.remove(seal_name(view))
                     self.mended.append(view)
+                    log.warning("%s: column %d was damaged, and is computed again", self.store.address, view)
         return False
 
     def _matches(self, view: int, seal: Seal | None) -> bool:
