@@ -1,0 +1,217 @@
+"""Searches with real Ray: over teachers, with a cache in a bucket, and columns that several nodes compute."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+import kdtune
+from kdtune.cache import open_cache
+from kdtune.cache.store import below, names_below, store_at
+from kdtune.records import read_lines, read_trials
+from kdtune.search.columns import compute_columns
+from kdtune.search.session import session
+from kdtune.trial import Silent, prepare
+from tests.conftest import CPU, MakeExperiment
+from tests.object_store import S3
+
+# --- a search over teachers: a searched assistant, an ensemble, peers and rows in one file
+
+ARRANGED = """
+name: arranged
+data: {dataset: digits, validation: 0.2}
+teachers:
+  large: {model: cnn-16-32, train: &short {epochs: 2, batch_size: 32, learning_rate: 0.1}}
+  wide: {model: cnn-8-16, train: *short, stop_at: 2}
+  assistant:
+    model: cnn-8-16
+    taught_by: large
+    train: *short
+    search: {trials: 2, space: {distill.temperature.start: {loguniform: [1, 4]}}}
+  both: {ensemble: [large, wide]}
+  online: {peers: [cnn-8]}
+teacher: assistant
+student: {model: cnn-4-8}
+train: {epochs: 2, batch_size: 32, learning_rate: 0.1}
+search:
+  trials: 3
+  space:
+    teacher: {choice: [assistant, both]}
+    distill.alpha.start: {uniform: [0.2, 0.9]}
+final:
+  seeds: 1
+  baselines: [student alone]
+  rows:
+    directly: {teacher: large}
+    online: {teacher: online, distill.temperature: 1}
+    alone, slowly: {teacher: null, train.learning_rate: 0.01}
+"""
+
+
+def kdtune_(folder: Path, *arguments: str, **variables: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "kdtune", *arguments],
+        cwd=folder,
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("arranged")
+    (folder / "arranged.yaml").write_text(ARRANGED)
+    return folder, kdtune_(folder, "search", "arranged.yaml")
+
+
+def summary_of(folder: Path) -> dict[str, Any]:
+    summary: dict[str, Any] = json.loads((folder / "runs" / "arranged" / "summary.json").read_text())
+    return summary
+
+
+def test_the_table_has_every_teacher_and_every_row(searched: tuple[Path, str]) -> None:
+    folder, output = searched
+    results = {row["name"]: row for row in summary_of(folder)["results"]}
+    own = read_trials(folder / "runs" / "arranged" / "trials.jsonl")
+    assert {trial.config["teacher"] for trial in own} <= {"assistant", "both"}
+    teachers = [name for name in results if name.startswith("teacher")]
+    assert len(teachers) == 4  # large, wide, both, assistant: one of them is the winner's own, called just teacher
+    assert list(results)[4:] == ["student alone", "directly", "online", "alone, slowly", "best"]
+    for name in results:
+        assert name in output
+    assert all(len(row["test_accuracy"]) == 1 and row["size_mb"] > 0 for row in results.values())
+
+
+def test_the_assistants_search_is_kept_in_the_run_and_decides_how_it_is_trained(searched: tuple[Path, str]) -> None:
+    folder, _ = searched
+    run = folder / "runs" / "arranged" / "assistants" / "assistant"
+    assert len(read_trials(run / "trials.jsonl")) == 2
+    assert (run / "final" / "winner.json").exists()
+    kdtune_(folder, "teacher", "arranged.yaml")  # finds all of them: nothing is trained again
+    assert "cnn-8-16" in kdtune_(folder, "cache", "info", "arranged.yaml")
+
+
+def test_rows_are_trained_as_they_say(searched: tuple[Path, str]) -> None:
+    folder, _ = searched
+    lines = {line["name"]: line for line in read_lines(folder / "runs" / "arranged" / "final.jsonl")}
+    assert lines["alone, slowly"]["epochs"][0]["terms"].keys() == {"cross_entropy"}
+    assert lines["online"]["epochs"][0]["temperature"] == 1
+    assert lines["directly"]["epochs"][0]["temperature"] == 4
+    assert sum(map(sum, lines["best"]["confusion"])) == 450  # test images
+
+
+def test_the_student_of_an_arranged_search_can_be_used(searched: tuple[Path, str]) -> None:
+    folder, _ = searched
+    student = kdtune.load_student(folder / "runs" / "arranged" / "student")
+    assert student.classes == tuple("0123456789")
+    assert "taught by" in (folder / "runs" / "arranged" / "student" / "README.md").read_text()
+
+
+def test_nothing_searched_is_a_comparison_of_what_the_file_says(searched: tuple[Path, str]) -> None:
+    folder, _ = searched
+    output = kdtune_(
+        folder,
+        *("search", "arranged.yaml", "--set", "name=compared", "--set", "search={trials: 0}", "--set", "teacher=both"),
+        *("--set", "final.rows={directly: {teacher: large}}"),
+    )
+    results = [row["name"] for row in json.loads((folder / "runs/compared/summary.json").read_text())["results"]]
+    assert results == ["teacher", "teacher large", "teacher wide", "student alone", "directly", "distilled"]
+    assert "Nothing was searched" in output
+    assert "The distilled student is" in output
+    assert not (folder / "runs" / "compared" / "ray").exists()
+
+
+# --- a search whose cache lies on an object store
+
+
+FROM_A_BUCKET = """
+name: bucket
+data: {dataset: digits, validation: 0.2, augment: crop-flip, crop_padding: 1}
+teacher: {model: "counted:teacher", train: {epochs: 2, batch_size: 32, learning_rate: 0.05}}
+student: {model: cnn-4-8}
+train: {epochs: 3, batch_size: 32, learning_rate: 0.1}
+search:
+  trials: 3
+  space: {distill.temperature.start: {loguniform: [1, 8]}}
+  stopper: {kind: asha, grace_epochs: 1}
+final: {seeds: 1, baselines: [student alone]}
+cache: {copies: copies}
+"""
+COUNTED = """
+import os, traceback
+from torch import nn
+
+class Counted(nn.Sequential):
+    def forward(self, images):
+        asking = {frame.name for frame in traceback.extract_stack() if "kdtune/cache" in frame.filename}
+        if "_compute" in asking:  # and not while it is trained, measured, or rows are checked
+            with open(os.environ["COUNTED"], "a") as file:
+                file.write(f"{len(images)}\\n")
+        return super().forward(images)
+
+def teacher(image_shape, classes):
+    channels, height, width = image_shape
+    return Counted(nn.Flatten(), nn.Linear(channels * height * width, 32), nn.ReLU(), nn.Linear(32, classes))
+"""
+
+
+def test_a_search_with_its_cache_in_a_bucket_asks_the_teacher_once_for_each_view(s3: S3, tmp_path: Path) -> None:
+    (tmp_path / "bucket.yaml").write_text(FROM_A_BUCKET)
+    (tmp_path / "counted.py").write_text(COUNTED)
+    asked, storage = tmp_path / "asked", f"cache.storage={s3.address()}"
+    kdtune_(tmp_path, "search", "bucket.yaml", "--set", storage, COUNTED=str(asked))
+    assert len(read_trials(tmp_path / "runs" / "bucket" / "trials.jsonl")) == 3
+    (cache,) = names_below(s3.address())
+    columns = [f"{view:05d}.arrow" for view in range(3)]
+    assert {*columns, "manifest.json"} <= store_at(below(s3.address(), cache)).sizes().keys()
+    assert sum(map(int, asked.read_text().split())) == 3 * 1347
+    assert sorted(file.name for file in (tmp_path / "copies").rglob("*.arrow")) == columns
+    assert [s3.count("GET", column) for column in columns] == [1, 1, 1]
+    assert not list((tmp_path / "runs").rglob("*.arrow"))
+
+
+# --- columns of a cache, computed side by side
+
+
+@pytest.fixture
+def two_nodes() -> Iterator[None]:
+    """A Ray cluster of two nodes with a CPU each, on this machine."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        cluster.add_node(num_cpus=1)
+        ray.init(address=cluster.address, logging_level=logging.ERROR)
+        yield
+    finally:
+        ray.shutdown()
+        cluster.shutdown()  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.usefixtures("two_nodes")
+def test_columns_are_computed_by_tasks_on_every_node_and_each_of_them_once(make_experiment: MakeExperiment) -> None:
+    # slow enough that the first task is not done before the second has started
+    slow = {"model": "resnet8", "train": {"epochs": 1, "batch_size": 32, "learning_rate": 0.1}}
+    experiment = make_experiment({"train.epochs": 24, "teacher": slow})
+    materials = prepare(experiment, CPU, Silent())
+    heard: list[tuple[int, int]] = []
+    with session(experiment.resources) as slots:
+        assert slots.concurrent == 2
+        compute_columns(experiment, materials, slots, lambda there, views: heard.append((there, views)))
+    assert heard[-1] == (24, 24)
+    cache = open_cache(materials.caches["teacher"], views=24)
+    assert cache.columns() == list(range(24))
+    assert cache.bad_columns() == []
+    seals = [cache.seal(view) for view in range(24)]
+    assert len({seal.by for seal in seals if seal is not None}) == 3  # this process made the first, two tasks the rest
