@@ -22,9 +22,9 @@ from kdtune.search import board as board_module
 from kdtune.search.asha import Asha, rungs_of
 from kdtune.search.board import Board, Recorder, Row, last_error
 from kdtune.search.final import jobs_of, state_file
+from kdtune.search.placing import Node, place
 from kdtune.search.run import pick_best
 from kdtune.search.sampler import first_points, make_searcher
-from kdtune.search.session import place
 
 DIGITS = load(default_file())
 
@@ -142,24 +142,30 @@ def proposals(experiment: Experiment, count: int = 24) -> list[dict[str, Any]]:
 
 class TestPlacing:
     def test_as_many_trials_as_the_scarcer_resource_allows(self) -> None:
-        assert place(Resources(cpus_per_worker=1), {"CPU": 2}).concurrent == 2
-        assert place(Resources(cpus_per_worker=2), {"CPU": 5}).concurrent == 2
-        assert place(Resources(cpus_per_worker=1), {"CPU": 16, "GPU": 4}).concurrent == 4
-        assert place(Resources(cpus_per_worker=8), {"CPU": 16, "GPU": 4}).concurrent == 2
+        assert place(Resources(cpus_per_worker=1), [Node(2, 0)]).concurrent == 2
+        assert place(Resources(cpus_per_worker=2), [Node(5, 0)]).concurrent == 2
+        assert place(Resources(cpus_per_worker=1), [Node(16, 4)]).concurrent == 4
+        assert place(Resources(cpus_per_worker=8), [Node(16, 4)]).concurrent == 2
 
     def test_fractions_of_a_gpu_are_honoured_and_never_span_two(self) -> None:
-        assert place(Resources(gpus_per_worker=0.25), {"CPU": 16, "GPU": 2}).concurrent == 8
-        assert place(Resources(gpus_per_worker=0.4), {"CPU": 16, "GPU": 2}).concurrent == 4
+        assert place(Resources(gpus_per_worker=0.25), [Node(16, 2)]).concurrent == 8
+        assert place(Resources(gpus_per_worker=0.4), [Node(16, 2)]).concurrent == 4
 
     def test_half_a_core_lets_two_trials_share_it_with_one_thread_each(self) -> None:
-        slots = place(Resources(cpus_per_worker=0.5), {"CPU": 2})
+        slots = place(Resources(cpus_per_worker=0.5), [Node(2, 0)])
         assert (slots.concurrent, slots.threads) == (4, 1)
 
     def test_what_cannot_be_placed_is_refused_with_both_sides_named(self) -> None:
-        with pytest.raises(RunError, match=r"8 CPUs and 0 GPUs; there are 2 CPUs and 0 GPUs"):
-            place(Resources(cpus_per_worker=8), {"CPU": 2})
-        with pytest.raises(RunError, match=r"1 GPUs; there are 2 CPUs and 0 GPUs"):
-            place(Resources(gpus_per_worker=1), {"CPU": 2})
+        with pytest.raises(RunError, match=r"8 CPUs and 0 GPUs; there is 1 x 2 CPUs, 0 GPUs"):
+            place(Resources(cpus_per_worker=8), [Node(2, 0)])
+        with pytest.raises(RunError, match=r"1 GPUs; there is 1 x 2 CPUs, 0 GPUs"):
+            place(Resources(gpus_per_worker=1), [Node(2, 0)])
+
+    def test_a_worker_lies_within_one_machine_and_a_trial_may_span_several(self) -> None:
+        two = Resources(workers_per_trial=2, cpus_per_worker=3)
+        assert place(two, [Node(4, 0, count=4)]).concurrent == 2
+        with pytest.raises(RunError, match=r"2 workers of 3 CPUs and 0 GPUs each, of which 1 fit; there is 2 x 2 CPUs"):
+            place(two, [Node(2, 0, count=2), Node(4, 0)])
 
 
 class TestPickingTheWinner:

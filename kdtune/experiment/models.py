@@ -49,7 +49,7 @@ class Final(Section):
 class Resources(Section):
     """What one trial holds."""
 
-    workers_per_trial: Literal[1] = Field(1, description="Processes that train one student together.")
+    workers_per_trial: int = Field(1, ge=1, le=4096, description="Processes that train one student together.")
     cpus_per_worker: float = Field(1, gt=0, description="CPU cores of each.")
     gpus_per_worker: Literal["auto"] | Annotated[float, Field(ge=0)] = Field(
         "auto", description="GPUs of each, fractions allowed; auto is 1 where there is a GPU, else 0."

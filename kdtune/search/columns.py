@@ -14,7 +14,7 @@ import torch
 from kdtune.cache import open_cache
 from kdtune.errors import CacheError
 from kdtune.experiment import Experiment
-from kdtune.search.session import Slots
+from kdtune.search.placing import Slots
 from kdtune.trial import Bench, Materials
 
 LOOK_EVERY_S = 1.0

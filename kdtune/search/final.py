@@ -19,7 +19,7 @@ from kdtune.data import Dataset
 from kdtune.errors import RunError
 from kdtune.experiment import Experiment, row, textbook
 from kdtune.records import ALONE, BEST, DISTILLED, TEXTBOOK_KD, append_line, mend, read_lines, write_bytes
-from kdtune.search.session import Slots
+from kdtune.search.placing import Slots
 from kdtune.teacher import weights_of
 from kdtune.training import evaluate
 from kdtune.trial import Bench, Materials

@@ -24,8 +24,9 @@ from kdtune.report import summarise, write_summary
 from kdtune.search.asha import Asha
 from kdtune.search.board import Board, BoardWatcher, Recorder
 from kdtune.search.final import run_final
+from kdtune.search.placing import Slots
 from kdtune.search.sampler import METRIC, MODE, make_searcher
-from kdtune.search.session import Slots, session
+from kdtune.search.session import LOCAL, session
 from kdtune.search.trainable import StudentTrial
 from kdtune.training import default_device
 from kdtune.trial import (
@@ -54,8 +55,11 @@ class Interrupted(KeyboardInterrupt):
     """Ctrl-C, after everything that a resumed run needs has been written."""
 
 
-def run_search(experiment: Experiment, watch: Watcher) -> Path:
-    """The run folder, complete: summary.json and student/ in it. Raises KdtuneError, or Interrupted on Ctrl-C."""
+def run_search(experiment: Experiment, watch: Watcher, address: str = LOCAL) -> Path:
+    """The run folder, complete: summary.json and student/ in it. Raises KdtuneError, or Interrupted on Ctrl-C.
+
+    Trials run at the Ray cluster of `address`; by default at one of their own, on this machine.
+    """
     if experiment.search.trials and not experiment.search.space:
         raise ExperimentError(
             experiment.name,
@@ -72,18 +76,18 @@ def run_search(experiment: Experiment, watch: Watcher) -> Path:
         if (folder / "summary.json").exists() and (folder / "student").exists():
             watch.already_finished(folder)
         else:
-            _search(folder, experiment, watch)
+            _search(folder, experiment, watch, address)
     return folder
 
 
-def _search(folder: Path, experiment: Experiment, watch: Watcher) -> None:
+def _search(folder: Path, experiment: Experiment, watch: Watcher, address: str) -> None:
     with ExitStack() as stack:
         for name in searched_assistants(experiment):
-            stack.enter_context(session(experiment.resources))  # the searches that follow find Ray running
+            stack.enter_context(session(experiment.resources, address))  # the searches that follow find Ray running
             experiment = _search_assistant(experiment, name, watch)
         materials = prepare(experiment, default_device(), watch, columns=columns_of(folder))
         remember(folder, materials)
-        slots = stack.enter_context(session(experiment.resources))
+        slots = stack.enter_context(session(experiment.resources, address))
         found = _find_winner(folder, experiment, materials, slots, watch) if experiment.search.trials else None
         winner = with_values(experiment, found.best.config) if found else experiment
         lines = run_final(folder, experiment, winner, materials, slots, watch.final_progress)

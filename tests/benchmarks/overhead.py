@@ -18,8 +18,8 @@ from kdtune.cli.options import default_file
 from kdtune.cli.progress import Lines
 from kdtune.experiment import load
 from kdtune.records import read_trials
+from kdtune.search.placing import Node, place
 from kdtune.search.run import run_search
-from kdtune.search.session import place
 
 TRIALS = 40
 REPEATS = 3
@@ -38,8 +38,8 @@ def _once(repeat: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         overrides = [f"storage={folder}", f"search.trials={TRIALS}", "final.seeds=1", "final.baselines=[]"]
         experiment = load(default_file(), overrides)
-        here = {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(torch.cuda.device_count())}
-        concurrent = place(experiment.resources, here).concurrent
+        here = Node(float(len(os.sched_getaffinity(0))), float(torch.cuda.device_count()))
+        concurrent = place(experiment.resources, [here]).concurrent
         run = run_search(experiment, Lines())
         trials = read_trials(Path(run) / "trials.jsonl")
         search = json.loads((Path(run) / "summary.json").read_text())["search"]
