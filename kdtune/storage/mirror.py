@@ -40,7 +40,7 @@ class Mirror:
     def __init__(self, address: str, folder: Path, *, apart: tuple[str, ...] = ()) -> None:
         self.remote = Remote(address)
         self.folder = folder
-        self.apart = apart  # folders below the address that are none of the mirror's
+        self.apart = apart  # names of folders that are none of the mirror's, wherever they are
         self.pushed: dict[str, tuple[int, int]] = {}  # by name: time of change (ns) and bytes
         self.lock = threading.Lock()
 
@@ -79,8 +79,9 @@ class Mirror:
         return found
 
     def _is_ours(self, name: str) -> bool:
-        first, last = name.split("/")[0], name.split("/")[-1]
-        return first not in (OWNER, *self.apart) and last not in ("lock", ".lock") and not last.endswith(PART)
+        *folders, last = name.split("/")
+        stays = last in (OWNER, "lock", ".lock") or last.endswith(PART)
+        return not stays and not any(folder in self.apart for folder in folders)
 
 
 class Owned(Mirror):

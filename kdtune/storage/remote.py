@@ -6,9 +6,9 @@ remote.read("digits/summary.json")                           # bytes, or None wh
 An object is whole or absent: it appears when it has been written to its end.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import ClassVar
+from typing import Any, ClassVar
 from urllib.parse import urlsplit, urlunsplit
 
 import pyarrow as pa
@@ -18,7 +18,8 @@ from kdtune.errors import KdtuneError, StorageError
 from kdtune.experiment.caching import SCHEMES, check_address
 
 CONNECT_S, ANSWER_S, TRIES = 3.0, 10.0, 3  # until a store counts as out of reach; Arrow's own end after 100 s
-GOOGLE_S = 15  # in all
+GOOGLE_S = 5  # a try
+PATIENT = 20  # tries of what should outlast a store's failure: Arrow waits longer each time, five minutes in all
 
 
 class Remote:
@@ -48,11 +49,11 @@ class Remote:
                 f"{', '.join(f'{scheme}://' for scheme in SCHEMES)}. Correct {self.field}"
             )
         with self.told("reach"):
-            files, root = fs.FileSystem.from_uri(_patient(self.address))
+            files, root = fs.FileSystem.from_uri(_patient(self.address, tries))
             if files.type_name == "s3":
                 _, (options,) = files.__reduce__()  # what it was made from; an address cannot say how long to wait
                 options |= {"connect_timeout": CONNECT_S, "request_timeout": ANSWER_S, "allow_delayed_open": True}
-                files = fs.S3FileSystem(**options, retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=tries))
+                files = Persistent.of(options, tries)
         if not root.strip("/"):
             raise self.error(f"cannot use {self.address}: it names no bucket, as in s3://bucket/folder")
         return files, root.rstrip("/")
@@ -115,9 +116,26 @@ class Remote:
             ) from error
 
 
-def _patient(address: str) -> str:
+class Persistent(fs.S3FileSystem):  # type: ignore[misc]  # pyarrow is untyped
+    """S3 that keeps its number of tries when it goes to another process, which Arrow's own forgets."""
+
+    tries: int
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], tries: int) -> "Persistent":
+        files = cls(**options, retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=tries))
+        files.tries = tries
+        return files
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        _, (options,) = super().__reduce__()
+        return Persistent.of, (options, self.tries)
+
+
+def _patient(address: str, tries: int) -> str:
     """With the end of Google's tries, which would go on for a quarter of an hour."""
     parts = urlsplit(address)
     if parts.scheme not in ("gs", "gcs") or "retry_limit_seconds" in parts.query:
         return address
-    return urlunsplit(parts._replace(query="&".join(filter(None, [parts.query, f"retry_limit_seconds={GOOGLE_S}"]))))
+    limit = f"retry_limit_seconds={GOOGLE_S * tries}"
+    return urlunsplit(parts._replace(query="&".join(filter(None, [parts.query, limit]))))
