@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ray
 from pyarrow import fs
 from ray import tune
 from ray.tune.error import TuneError
@@ -56,9 +57,7 @@ def run_trials(
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         analysis = tune.run(
-            tune.with_parameters(
-                StudentTrial, experiment=experiment, materials=materials, device=slots.device, threads=slots.threads
-            ),
+            tune.with_parameters(StudentTrial, experiment=experiment, materials=(ray.put(materials),), slots=slots),
             name=TUNE,
             storage_path=root,
             storage_filesystem=files,

@@ -19,7 +19,7 @@ from kdtune.trial.run_folder import (
     with_assistants,
     working,
 )
-from kdtune.trial.running import Trial
+from kdtune.trial.running import Tested, Trial
 from kdtune.trial.teachers import kept_already, locate, obtain
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "Planned",
     "Progress",
     "Silent",
+    "Tested",
     "Trial",
     "assistant_folder",
     "at_work",
