@@ -109,6 +109,11 @@ class Group:
             raise RunError(answer.reason)
         return answer
 
+    def whereabouts(self) -> tuple[tuple[str, ...], int]:
+        """The ids of its nodes, this one's included, and how often workers were lost."""
+        nodes, losses = ray.get(self.desk.whereabouts.remote())
+        return (*nodes, ray.get_runtime_context().get_node_id()), losses
+
     def end(self) -> None:
         """The workers leave, and everything that they held is free."""
         ray.get(self.desk.give.remote(End()))
