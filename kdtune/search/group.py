@@ -19,6 +19,7 @@ from typing import Any
 import ray
 import ray.train
 import ray.train.torch
+from ray.train.v2.api.config import FailureConfig  # what ray.train exports; types know only the first version
 
 from kdtune.errors import RunError
 from kdtune.experiment import Experiment
@@ -94,7 +95,7 @@ class Group:
             run_config=ray.train.RunConfig(
                 name="group",
                 storage_path=self.folder.name,
-                failure_config=ray.train.FailureConfig(max_failures=LOSSES, controller_failure_limit=WAITS),
+                failure_config=FailureConfig(max_failures=LOSSES, controller_failure_limit=WAITS),
             ),
         )
         self.thread = threading.Thread(target=self._fit, args=(trainer,), daemon=True)
