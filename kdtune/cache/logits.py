@@ -30,10 +30,11 @@ from torch import Tensor, nn
 from kdtune.cache.columns import Column, DamagedError, Draft, Hashing, hash_of, open_column
 from kdtune.cache.copies import Copies, default_copies
 from kdtune.cache.identity import MANIFEST, Identity, Manifest
-from kdtune.cache.store import Store, is_uri, store_at
+from kdtune.cache.store import Store, store_at
 from kdtune.data import Dataset, read
 from kdtune.errors import CacheError
 from kdtune.experiment import Data
+from kdtune.storage import is_uri
 from kdtune.training import evaluation_batch
 
 log = logging.getLogger(__name__)
@@ -339,13 +340,19 @@ def seal_name(view: int) -> str:
 
 
 def open_cache(
-    place: Place, expected: Identity | None = None, *, views: int = 0, teacher: Answers | None = None
+    place: Place,
+    expected: Identity | None = None,
+    *,
+    views: int = 0,
+    teacher: Answers | None = None,
+    patient: bool = False,
 ) -> LogitCache:
     """A cache that has been begun. Raises CacheError where there is none, or for another `expected` identity.
 
-    `views` columns may be computed by `teacher`; without one the cache is only read.
+    `views` columns may be computed by `teacher`; without one the cache is only read. A `patient` one waits minutes for
+    an object store that is out of reach.
     """
-    store = store_at(place.address)
+    store = store_at(place.address, patient=patient)
     manifest = read_manifest(store)
     if manifest is None:
         raise CacheError(f"{place.address} holds no cache (no {MANIFEST}); run `kdtune cache build`")

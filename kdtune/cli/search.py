@@ -10,7 +10,7 @@ def search(file: File = None, overrides: Overrides = None) -> None:
     """
     experiment = read(file, overrides)
 
-    from kdtune.cli.progress import results_table, short_config, verdict, watcher, what_changed
+    from kdtune.cli.progress import results_table, retried, short_config, verdict, watcher, what_changed
     from kdtune.report import read_summary
     from kdtune.search.run import run_search
 
@@ -27,6 +27,7 @@ def search(file: File = None, overrides: Overrides = None) -> None:
         if found["trials"]
         else "Nothing was searched: the configuration is the file's own.",
         *(["Changed most: " + "; ".join(changes)] if changes else []),
+        *retried(summary),
         f"Student: {folder / 'student'}   Run: {folder}",
         *(f"The {row['name']} was {row['note']}." for row in summary["results"] if "note" in row),
     ):

@@ -18,8 +18,9 @@ from kdtune.data import Dataset
 from kdtune.errors import RunError
 from kdtune.experiment import Experiment, row, textbook
 from kdtune.records import ALONE, BEST, DISTILLED, TEXTBOOK_KD, append_line, mend, read_lines, write_bytes
+from kdtune.search.notice import draining
 from kdtune.search.placing import Slots
-from kdtune.search.trainable import SAVE_EVERY_S, leave, workplace
+from kdtune.search.trainable import SAVE_EVERY_S, leave, whereabouts, workplace
 from kdtune.trial import Materials, Tested
 
 MOST_CONFUSED = 100  # classes up to which a run's confusion matrix is kept
@@ -58,7 +59,7 @@ class FinalWorker:
             trial.restore(state)
         saved = time.monotonic()
         for record in trial.records:
-            if not record.last and time.monotonic() - saved > SAVE_EVERY_S:
+            if not record.last and (time.monotonic() - saved > SAVE_EVERY_S or draining(*whereabouts(self.place)[0])):
                 yield trial.state()
                 saved = time.monotonic()
         tested = trial.test()

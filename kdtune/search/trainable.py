@@ -17,6 +17,7 @@ from ray.tune.result import SHOULD_CHECKPOINT
 from kdtune.experiment import Experiment, with_values
 from kdtune.experiment.space import active, parse
 from kdtune.records import write_bytes
+from kdtune.search.notice import draining, held_back
 from kdtune.search.placing import Slots
 from kdtune.trial import Bench
 
@@ -36,25 +37,32 @@ class StudentTrial(tune.Trainable):
         """`materials` holds a reference to what is in Ray's object store."""
         self.experiment = experiment
         self.parameters, _ = parse(experiment.search.space)
-        self.place = workplace(materials[0], slots)
+        with held_back():
+            self.place = workplace(materials[0], slots)
+        self.losses = 0  # of workers, as told so far
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         values = active(self.parameters, new_config, self.experiment)
-        self.trial = self.place.start(with_values(self.experiment, values), seed=self.experiment.search.seed)
+        with held_back():
+            self.trial = self.place.start(with_values(self.experiment, values), seed=self.experiment.search.seed)
         self.saved = time.monotonic()
         return True
 
     def step(self) -> dict[str, Any]:
-        record = next(self.trial.records)
-        due = not record.last and time.monotonic() - self.saved > SAVE_EVERY_S
+        with held_back():
+            record = next(self.trial.records)
+        nodes, losses = whereabouts(self.place)
+        due = not record.last and (time.monotonic() - self.saved > SAVE_EVERY_S or draining(*nodes))
         if due:
             self.saved = time.monotonic()
+        lost, self.losses = losses - self.losses, losses
         return {
             # a diverged trial is as bad as can be, in a number that sampler and scheduler understand
             "val_accuracy": 0.0 if record.diverged else record.val_accuracy,
             "epoch": record.epoch,
             "record": record.to_json(),
+            "lost": lost,  # how often workers were, since the last result
             "done": record.last,
             SHOULD_CHECKPOINT: due,
         }
@@ -77,6 +85,11 @@ def workplace(materials: Any, slots: Slots) -> "Bench | Group":
         return Group(materials, slots)
     torch.set_num_threads(slots.threads)
     return Bench(ray.get(materials), slots.device)
+
+
+def whereabouts(place: "Bench | Group") -> tuple[tuple[str, ...], int]:
+    """The ids of the nodes at work besides this process's own, and how often their workers were lost."""
+    return ((), 0) if isinstance(place, Bench) else place.whereabouts()
 
 
 def leave(place: "Bench | Group") -> None:
