@@ -121,6 +121,9 @@ def _why(trial: Trial) -> str:
     return last_error(Path(trial.error_file).read_text()) if trial.error_file else "no reason was recorded"
 
 
+LOST = "workers were lost, and others went on from the trial's last state"
+
+
 class Recorder(tune.Callback):
     def __init__(
         self,
@@ -202,6 +205,8 @@ class Recorder(tune.Callback):
             self.failure = error
             raise
         row.epoch, row.val_accuracy = result["epoch"], result["val_accuracy"]
+        if result["lost"]:
+            row.error, row.retries = LOST, row.retries + result["lost"]
         self._tell()
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
