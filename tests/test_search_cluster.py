@@ -320,13 +320,24 @@ def test_a_node_is_asked_about_once_in_a_while_and_knows_its_own_name(monkeypatc
     assert notice.draining("c", "b")
 
 
-def test_errors_of_a_machine_are_held_back_and_bugs_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_errors_of_a_machine_are_held_back_where_there_are_others_and_bugs_never(
+    nodes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     held: list[float] = []
     monkeypatch.setattr(time, "sleep", held.append)
-    for error, holds in ((OSError(28, "No space"), 1), (CacheError("out of reach"), 2), (ZeroDivisionError(), 2)):
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": False}, *[{"Alive": True}] * nodes])
+    errors: list[tuple[Exception, bool]] = [
+        (OSError(28, "No space"), True),
+        (CacheError("out of reach"), True),
+        (RunError("workers are lost"), False),
+        (ZeroDivisionError(), False),
+    ]
+    for error, of_a_machine in errors:
+        held.clear()
         with pytest.raises(type(error)), notice.held_back():
             raise error
-        assert len(held) == holds
+        assert len(held) == (of_a_machine and nodes > 1)
 
 
 # --- no cluster

@@ -16,11 +16,11 @@ import ray
 import torch
 
 from kdtune.data import Dataset
-from kdtune.errors import KdtuneError, RunError
+from kdtune.errors import RunError
 from kdtune.experiment import Experiment, row, textbook
 from kdtune.records import ALONE, BEST, DISTILLED, TEXTBOOK_KD, append_line, mend, read_lines, write_bytes
 from kdtune.search.crew import Crew
-from kdtune.search.notice import draining
+from kdtune.search.notice import OF_A_MACHINE, draining
 from kdtune.search.placing import Slots
 from kdtune.search.trainable import SAVE_EVERY_S, leave, whereabouts, workplace
 from kdtune.trial import Materials, Tested
@@ -181,4 +181,4 @@ def _runs(waiting: list[Job], folder: Path, materials: Materials, slots: Slots) 
 
 def _of_the_machine(error: Exception) -> bool:
     """Whether another machine may do what failed on this one: its disk is full, or it does not reach a storage."""
-    return isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, OSError | KdtuneError)
+    return isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, OF_A_MACHINE)
