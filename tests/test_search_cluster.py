@@ -18,7 +18,8 @@ from kdtune.errors import CacheError, ExperimentError, Problem, RunError, Storag
 from kdtune.search import notice
 from kdtune.search.away import DONE, FAILED, Telling, _heard, _prepare, _told
 from kdtune.search.crew import Crew
-from kdtune.search.session import session
+from kdtune.search.placing import Node
+from kdtune.search.session import nodes, session
 from kdtune.search.sharing import check_seen, leave_link, on_cluster
 from kdtune.teacher import Teacher
 from kdtune.trial import Progress, Silent
@@ -74,7 +75,7 @@ def test_a_link_leads_from_the_runs_name_to_its_folder(tmp_path: Path, monkeypat
     assert (links / "digits").readlink() == tmp_path / "new" / "digits"
 
 
-class Node:
+class Asked:
     """A Ray task on one node, as `check_seen` asks for it."""
 
     answers: ClassVar[dict[str, Any]] = {}
@@ -83,9 +84,9 @@ class Node:
         self.act = act
         self.name = name
 
-    def options(self, scheduling_strategy: Any) -> "Node":
+    def options(self, scheduling_strategy: Any) -> "Asked":
         assert not scheduling_strategy.soft
-        return Node(self.act, scheduling_strategy.node_id)
+        return Asked(self.act, scheduling_strategy.node_id)
 
     def remote(self, marker: Path) -> Any:
         assert self.act(marker)  # this machine sees it
@@ -101,13 +102,13 @@ def test_nodes_that_do_not_see_the_storage_are_named(tmp_path: Path, monkeypatch
     names = [character * 56 for character in "abcd"]
     nodes = [{"NodeID": name, "NodeManagerAddress": f"10.0.0.{k}", "Alive": True} for k, name in enumerate(names)]
     monkeypatch.setattr(ray, "nodes", lambda: [*nodes, {"NodeID": "e", "NodeManagerAddress": "gone", "Alive": False}])
-    monkeypatch.setattr(ray, "remote", lambda **asked: Node if asked["num_cpus"] == 0 else None)
+    monkeypatch.setattr(ray, "remote", lambda **asked: Asked if asked["num_cpus"] == 0 else None)
     monkeypatch.setattr(ray, "get", get)
     lost = ray.exceptions.RayError()
-    monkeypatch.setattr(Node, "answers", dict(zip(names, (True, False, lost, False), strict=True)))
+    monkeypatch.setattr(Asked, "answers", dict(zip(names, (True, False, lost, False), strict=True)))
     with pytest.raises(StorageError, match=r"2 of 4 nodes cannot see or write: 10\.0\.0\.1, 10\.0\.0\.3\."):
         check_seen(tmp_path)
-    monkeypatch.setattr(Node, "answers", dict.fromkeys(names, True))
+    monkeypatch.setattr(Asked, "answers", dict.fromkeys(names, True))
     check_seen(tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -320,13 +321,13 @@ def test_a_node_is_asked_about_once_in_a_while_and_knows_its_own_name(monkeypatc
     assert notice.draining("c", "b")
 
 
-@pytest.mark.parametrize("nodes", [1, 2])
+@pytest.mark.parametrize("count", [1, 2])
 def test_errors_of_a_machine_are_held_back_where_there_are_others_and_bugs_never(
-    nodes: int, monkeypatch: pytest.MonkeyPatch
+    count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held: list[float] = []
     monkeypatch.setattr(time, "sleep", held.append)
-    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": False}, *[{"Alive": True}] * nodes])
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": False}, *[{"Alive": True}] * count])
     errors: list[tuple[Exception, bool]] = [
         (OSError(28, "No space"), True),
         (CacheError("out of reach"), True),
@@ -337,10 +338,22 @@ def test_errors_of_a_machine_are_held_back_where_there_are_others_and_bugs_never
         held.clear()
         with pytest.raises(type(error)), notice.held_back():
             raise error
-        assert len(held) == (of_a_machine and nodes > 1)
+        assert len(held) == (of_a_machine and count > 1)
 
 
 # --- no cluster
+
+
+@pytest.mark.parametrize("given", ["eight", "[8]", '[{"cpu": 8}]', "{}x"])
+def test_nodes_that_cannot_be_understood_are_shown(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KDTUNE_NODES", given)
+    with pytest.raises(RunError, match=r"KDTUNE_NODES is .*expected all nodes"):
+        nodes()
+
+
+def test_nodes_that_a_cluster_may_grow_to_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KDTUNE_NODES", '[{"cpus": 8, "gpus": 1, "count": 4}, {"cpus": 2, "gpus": 0}]')
+    assert nodes() == [Node(8, 1, 4), Node(2, 0, 1)]
 
 
 def test_where_no_cluster_answers_that_is_told(
