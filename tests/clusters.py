@@ -119,9 +119,7 @@ class Nodes:
         self.home = folder / "home"
         self.marks = folder / "marks"
         self.drivers: list[Driver] = []
-        # Ray's sockets need a short path, and other clusters of this machine a folder of their own
-        self.ray = tempfile.TemporaryDirectory(prefix="kt-")
-        head = {"num_cpus": 0, "include_dashboard": False, "temp_dir": self.ray.name}
+        head = {"num_cpus": 0, "include_dashboard": False}
         self.cluster: Any = Cluster(initialize_head=True, head_node_args=head)
         self.workers: list[Any] = []
         for _ in range(workers):
@@ -202,7 +200,10 @@ def cluster(
     (folder / "marks").mkdir(parents=True)
     (folder / "shared").mkdir()
     (folder / "slow.py").write_text(SLOW.format(marks=str(folder / "marks"), save_every=save_every))
-    with pytest.MonkeyPatch.context() as patch:
+    # Ray's sockets need a short path, and other clusters of this machine a folder of their own
+    with tempfile.TemporaryDirectory(prefix="kt-") as ray, pytest.MonkeyPatch.context() as patch:
+        (Path(ray) / "ray").mkdir()
+        patch.setenv("RAY_TMPDIR", ray)
         patch.setenv("HOME", str(folder / "home"))
         patch.setenv("KDTUNE_STORAGE", str(folder / "shared"))
         patch.setenv("PYTHONPATH", os.pathsep.join([str(folder), str(Path(__file__).parents[1])]))
@@ -215,7 +216,6 @@ def cluster(
             for driver in nodes.drivers:
                 driver.kill()
             nodes.cluster.shutdown()
-            nodes.ray.cleanup()
 
 
 def check_whole(nodes: Nodes) -> dict[str, Any]:
