@@ -14,6 +14,7 @@ from tests.test_groups import processes_of_ray
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
+# with a dashboard, as clusters have: Ray Train asks it whether a group's trial is still there, to clear up after it
 IN_PAIRS = EXPERIMENT.replace("resources: {", "resources: {workers_per_trial: 2, ")
 
 
@@ -24,7 +25,7 @@ def at_work(nodes: Nodes) -> list[int]:
 
 
 def test_a_trials_process_and_a_node_are_lost_in_the_middle_of_trials_of_two_workers(tmp_path: Path) -> None:
-    with cluster(tmp_path, workers=3) as nodes:
+    with cluster(tmp_path, workers=3, dashboard=True) as nodes:
         search = nodes.search(IN_PAIRS)
         search.wait_until(lambda: beyond(nodes, 3) and bool(at_work(nodes)))
         (trial,) = processes_of_ray("ray::_Inner")  # what Tune calls a trainable with parameters
@@ -41,7 +42,9 @@ def test_a_trials_process_and_a_node_are_lost_in_the_middle_of_trials_of_two_wor
 
 
 def test_a_node_with_notice_has_a_trial_of_two_workers_saved_and_the_next_driver_takes_it_up(tmp_path: Path) -> None:
-    with cluster(tmp_path, workers=3, save_every=600) as nodes:  # saved because of the notice or not at all
+    with cluster(
+        tmp_path, workers=3, save_every=600, dashboard=True
+    ) as nodes:  # saved because of the notice or not at all
         search = nodes.search(IN_PAIRS)
         search.wait_until(lambda: beyond(nodes, 2) and bool(at_work(nodes)))
         leaving = nodes.node_of(at_work(nodes)[0])
