@@ -114,12 +114,12 @@ class Driver:
 class Nodes:
     """A running cluster."""
 
-    def __init__(self, folder: Path, workers: int) -> None:
+    def __init__(self, folder: Path, workers: int, *, dashboard: bool) -> None:
         self.folder = folder
         self.home = folder / "home"
         self.marks = folder / "marks"
         self.drivers: list[Driver] = []
-        head = {"num_cpus": 0, "include_dashboard": False}
+        head = {"num_cpus": 0, "include_dashboard": dashboard}
         self.cluster: Any = Cluster(initialize_head=True, head_node_args=head)
         self.workers: list[Any] = []
         for _ in range(workers):
@@ -194,7 +194,12 @@ def _alive(pid: int) -> bool:
 
 @contextmanager
 def cluster(
-    folder: Path, workers: int = 2, *, save_every: float = 0.2, variables: Mapping[str, str] | None = None
+    folder: Path,
+    workers: int = 2,
+    *,
+    save_every: float = 0.2,
+    variables: Mapping[str, str] | None = None,
+    dashboard: bool = False,
 ) -> Iterator[Nodes]:
     """Everything that runs is gone with the block."""
     (folder / "marks").mkdir(parents=True)
@@ -209,7 +214,7 @@ def cluster(
         patch.setenv("PYTHONPATH", os.pathsep.join([str(folder), str(Path(__file__).parents[1])]))
         for name, value in (variables or {}).items():
             patch.setenv(name, value)
-        nodes = Nodes(folder, workers)
+        nodes = Nodes(folder, workers, dashboard=dashboard)
         try:
             yield nodes
         finally:
