@@ -8,6 +8,7 @@ from pathlib import Path
 from kdtune.data import Dataset
 from kdtune.distill import Student, distill
 from kdtune.experiment import Experiment
+from kdtune.ranks import ALONE, Ranks
 from kdtune.records import EpochRecord
 from kdtune.training import load_state, save_state
 
@@ -29,10 +30,11 @@ class Trial:
         seed: int,
         whole: bool = False,
         alone: bool = False,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.student = student
         self.history: list[EpochRecord] = []
-        self._again = partial(distill, student, experiment, dataset, seed=seed, whole=whole, alone=alone)
+        self._again = partial(distill, student, experiment, dataset, seed=seed, whole=whole, alone=alone, ranks=ranks)
         self.records = self._records()
 
     def _records(self) -> Iterator[EpochRecord]:
