@@ -10,6 +10,7 @@ import shutil
 import tarfile
 import tempfile
 from pathlib import Path
+from typing import IO
 
 from kdtune.cluster.ssh import Head
 from kdtune.errors import ClusterError
@@ -40,7 +41,7 @@ def fetch(head: Head, name: str, folder: Path) -> None:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _unpack(archive: "tempfile._TemporaryFileWrapper[bytes]", part: Path) -> None:
+def _unpack(archive: IO[bytes], part: Path) -> None:
     try:
         with tarfile.open(fileobj=archive) as content:
             content.extractall(part, filter="data")

@@ -8,7 +8,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -129,7 +129,7 @@ def follow(head: Head, token: str | None, job: str, tell: Tell) -> Iterator[str]
         pause = min(2 * pause, LONGEST_PAUSE_S)
 
 
-def _tail(client: JobSubmissionClient, job: str) -> Iterator[str]:
+def _tail(client: JobSubmissionClient, job: str) -> Generator[str, None, None]:
     """The job server's stream of the log from its beginning. Raises UnreachableError where it breaks off."""
     loop = asyncio.new_event_loop()
     stream = client.tail_job_logs(job)

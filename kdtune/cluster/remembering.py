@@ -1,6 +1,6 @@
 """What this machine knows of a search on a cluster: `cluster.json` in its local run folder.
 
-    {"name": "digits", "cluster": "/home/me/work/cluster.yaml", "job": "kdtune-digits-1", "digest": "...", "fetched": true}
+    {"name": "digits", "cluster": "/home/me/cluster.yaml", "job": "kdtune-digits-1", "digest": "...", "fetched": true}
 
 So a search is taken up again by name, from another terminal or after the laptop was restarted.
 """
@@ -43,9 +43,7 @@ class Remembered:
         try:
             return read_cluster_file(self.cluster)
         except ClusterError as error:
-            raise ClusterError(
-                f"the search {self.name} runs on the cluster of a file that has gone: {error}"
-            ) from error
+            raise ClusterError(f"the search {self.name} has a cluster file that cannot be used: {error}") from error
 
 
 def local_folder(experiment: Experiment) -> Path:

@@ -41,8 +41,8 @@ class Remote:
         folder = local_folder(experiment).resolve()
         if recall(folder) is None and (folder / "experiment.yaml").exists():
             raise ClusterError(
-                f"{folder} holds a run of this machine, which results from the cluster must not replace; choose another "
-                f"name (--set name=...), or remove that folder"
+                f"{folder} holds a run of this machine, which results from the cluster must not replace; choose "
+                f"another name (--set name=...), or remove that folder"
             )
         with connected(self.head, self.cluster.token()) as client:
             jobs = jobs_of(client, experiment.name)

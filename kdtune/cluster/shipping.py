@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE
-from ray._private.thirdparty.pathspec import PathSpec
+from ray._private.thirdparty.pathspec import PathSpec  # type: ignore[attr-defined]
 
 import kdtune
 from kdtune.errors import ClusterError, ExperimentError, Problem
@@ -94,8 +94,8 @@ def _too_large(folder: Path, size: int, sizes: dict[str, int]) -> ClusterError:
     largest = "\n".join(f"  {one / 1e6:10,.1f} MB  {name}" for name, one in by_top.most_common(6))
     return ClusterError(
         f"{folder} is too large to be shipped: {size / 1e6:,.1f} MB, and Ray takes {LARGEST / 1e6:,.1f} MB "
-        f"(compressed). The largest parts of it:\n{largest}\nName in .gitignore or .rayignore what the cluster does not "
-        f"need. A large checkpoint goes to storage that all nodes share; `weights` is then its absolute path there"
+        f"(compressed). The largest parts of it:\n{largest}\nName in .gitignore or .rayignore what the cluster does "
+        f"not need. A large checkpoint goes to storage that all nodes share; `weights` is then its absolute path there"
     )
 
 
@@ -124,7 +124,7 @@ def _rule(file: Path) -> Ignored | None:
         lines = file.read_text().splitlines()
     except OSError:
         return None
-    patterns = PathSpec.from_lines("gitwildmatch", lines)
+    patterns = PathSpec.from_lines("gitwildmatch", lines)  # type: ignore[no-untyped-call]
 
     def ignored(path: Path) -> bool:
         name = str(path.relative_to(file.parent))
