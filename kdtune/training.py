@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 from kdtune.data import Batch, Dataset, Pixels, batches, read, steps_an_epoch, stream
 from kdtune.experiment import Data, Train
 from kdtune.ranks import ALONE, Ranks
-from kdtune.records import EpochRecord, write_bytes
+from kdtune.records import EpochRecord
 
 DROPOUT = 1  # this stream of (seed, epoch); the order of the images is 0
 EVALUATION_BATCH = 1024  # images that are evaluated at once, at most; large ones are fewer
@@ -86,17 +85,17 @@ class TrainingState:
         self.epoch = saved["epoch"]
 
 
-def save_state(path: Path, content: Mapping[str, Any]) -> None:
-    """`torch.save`, whole or absent; `load_state` reads it. `Any`: tensors and plain values."""
+def to_bytes(content: Mapping[str, Any]) -> bytes:
+    """`torch.save`; `from_bytes` reads it. `Any`: tensors and plain values."""
     buffer = io.BytesIO()
     torch.save(dict(content), buffer)
-    write_bytes(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
-def load_state(path: Path, device: torch.device) -> dict[str, Any]:
-    """What `save_state` wrote."""
-    content: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    return content
+def from_bytes(content: bytes, device: torch.device) -> dict[str, Any]:
+    """What `to_bytes` made."""
+    found: dict[str, Any] = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+    return found
 
 
 @dataclass(frozen=True)

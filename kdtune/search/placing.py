@@ -11,6 +11,8 @@ import torch
 from kdtune.errors import RunError
 from kdtune.experiment import Resources
 
+A_BYTE = 1.0
+
 
 @dataclass(frozen=True)
 class Node:
@@ -32,8 +34,9 @@ class Slots:
 
     @property
     def request(self) -> dict[str, float]:
-        """What Tune reserves for a trial: of several workers nothing, since Ray Train reserves for them itself."""
-        return {"cpu": self.cpus, "gpu": self.gpus} if self.workers == 1 else {"cpu": 0}
+        """What Tune reserves for a trial. Ray Train reserves for several workers itself: a share of a CPU that the
+        trial held beside them could be the one that they lack, and Tune refuses to reserve nothing at all."""
+        return {"cpu": self.cpus, "gpu": self.gpus} if self.workers == 1 else {"cpu": 0, "memory": A_BYTE}
 
     @property
     def device(self) -> torch.device:
