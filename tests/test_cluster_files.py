@@ -114,8 +114,8 @@ def test_at_aws_the_file_makes_a_head_and_a_spot_worker_to_which_only_ssh_is_ope
     text = (TOP / "cluster.yaml").read_text().replace("YOUR-AMI", image).replace("YOUR-BUCKET", "bucket")
     path = tmp_path / "cluster.yaml"
     path.write_text(text)
-    config = bootstrap_aws(prepare_config(yaml.safe_load(text)))
-    provider = AWSNodeProvider(config["provider"], config["cluster_name"])
+    config = bootstrap_aws(prepare_config(yaml.safe_load(text)))  # type: ignore[no-untyped-call]
+    provider = AWSNodeProvider(config["provider"], config["cluster_name"])  # type: ignore[no-untyped-call]
     for kind, role in (("head", "head"), ("gpu_worker", "worker")):
         tags = {"ray-node-type": role, "ray-user-node-type": kind, "ray-node-status": "up-to-date"}
         provider.create_node(config["available_node_types"][kind]["node_config"], tags, 1)
