@@ -7,6 +7,7 @@ import pytest
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from kdtune.cluster import jobs
+from kdtune.cluster import remote as remote_module
 from kdtune.cluster.files import ClusterFile
 from kdtune.cluster.jobs import DIGEST, NAME, STOPPING, connected, details, follow, stop
 from kdtune.cluster.remembering import Remembered
@@ -136,3 +137,20 @@ def test_the_same_search_attaches_another_one_of_its_name_is_refused(
     assert remote.stop(found) == JobStatus.STOPPED
     with pytest.raises(ClusterError, match="was stopped"):
         remote.bring_home(found)
+
+
+def test_machines_that_have_yet_to_join_are_waited_for_and_not_for_ever(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster, head = running
+    monkeypatch.setattr(remote_module, "JOINING_S", 0.5)
+    told = list[str]()
+    alone = ClusterFile(cluster.path, {**cluster.raw, "provider": {"type": "local", "worker_ips": []}})
+    with_two = ClusterFile(cluster.path, {**cluster.raw, "provider": {"type": "local", "worker_ips": ["a", "b"]}})
+    with connected(head, cluster.token()) as client:
+        for file in (alone, with_two):
+            Remote(file, head)._wait_for_machines(client, told.append)
+    assert told == [
+        "waiting for machines to join: 1 of 3 have",
+        "only 1 of 3 machines have joined the cluster; the search does with them",
+    ]
