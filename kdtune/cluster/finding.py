@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdtune.cluster.files import OWN, ClusterFile, read_cluster_file
-from kdtune.cluster.ssh import SshHead
+from kdtune.cluster.ssh import Head, SshHead
 from kdtune.errors import ClusterError
 
 DEFAULT = "cluster.yaml"  # in the current folder
@@ -44,7 +44,7 @@ class There:
     """On the cluster of a cluster file."""
 
     cluster: ClusterFile
-    head: SshHead
+    head: Head
     why: str
 
 
