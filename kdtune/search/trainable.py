@@ -7,7 +7,7 @@ cache mapped, teacher loaded. Of several, the process keeps their group.
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 import torch
@@ -17,9 +17,12 @@ from ray.tune.result import SHOULD_CHECKPOINT
 from kdtune.experiment import Experiment, with_values
 from kdtune.experiment.space import active, parse
 from kdtune.records import write_bytes
-from kdtune.search.group import Group
+from kdtune.search.notice import draining, held_back
 from kdtune.search.placing import Slots
 from kdtune.trial import Bench
+
+if TYPE_CHECKING:
+    from kdtune.search.group import Group
 
 SAVE_EVERY_S = 30.0
 STATE = "trial.pt"  # in a checkpoint
@@ -34,25 +37,32 @@ class StudentTrial(tune.Trainable):
         """`materials` holds a reference to what is in Ray's object store."""
         self.experiment = experiment
         self.parameters, _ = parse(experiment.search.space)
-        self.place = workplace(materials[0], slots)
+        with held_back():
+            self.place = workplace(materials[0], slots)
+        self.losses = 0  # of workers, as told so far
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         values = active(self.parameters, new_config, self.experiment)
-        self.trial = self.place.start(with_values(self.experiment, values), seed=self.experiment.search.seed)
+        with held_back():
+            self.trial = self.place.start(with_values(self.experiment, values), seed=self.experiment.search.seed)
         self.saved = time.monotonic()
         return True
 
     def step(self) -> dict[str, Any]:
-        record = next(self.trial.records)
-        due = not record.last and time.monotonic() - self.saved > SAVE_EVERY_S
+        with held_back():
+            record = next(self.trial.records)
+        nodes, losses = whereabouts(self.place)
+        due = not record.last and (time.monotonic() - self.saved > SAVE_EVERY_S or draining(*nodes))
         if due:
             self.saved = time.monotonic()
+        lost, self.losses = losses - self.losses, losses
         return {
             # a diverged trial is as bad as can be, in a number that sampler and scheduler understand
             "val_accuracy": 0.0 if record.diverged else record.val_accuracy,
             "epoch": record.epoch,
             "record": record.to_json(),
+            "lost": lost,  # how often workers were, since the last result
             "done": record.last,
             SHOULD_CHECKPOINT: due,
         }
@@ -64,13 +74,25 @@ class StudentTrial(tune.Trainable):
         self.trial.restore((Path(checkpoint) / STATE).read_bytes())
 
     def cleanup(self) -> None:
-        if isinstance(self.place, Group):
-            self.place.end()
+        leave(self.place)
 
 
-def workplace(materials: Any, slots: Slots) -> Bench | Group:
+def workplace(materials: Any, slots: Slots) -> "Bench | Group":
     """Where a process starts trials: in itself, or with a group of workers. `materials` is a reference."""
     if slots.workers > 1:
+        from kdtune.search.group import Group  # Ray Train is a tenth of the imports of those who need none
+
         return Group(materials, slots)
     torch.set_num_threads(slots.threads)
     return Bench(ray.get(materials), slots.device)
+
+
+def whereabouts(place: "Bench | Group") -> tuple[tuple[str, ...], int]:
+    """The ids of the nodes at work besides this process's own, and how often their workers were lost."""
+    return ((), 0) if isinstance(place, Bench) else place.whereabouts()
+
+
+def leave(place: "Bench | Group") -> None:
+    """What the workplace holds besides this process is free afterwards."""
+    if not isinstance(place, Bench):
+        place.end()
