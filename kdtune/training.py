@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -24,7 +23,8 @@ from torch import Tensor, nn
 
 from kdtune.data import Batch, Dataset, Pixels, batches, read, steps_an_epoch, stream
 from kdtune.experiment import Data, Train
-from kdtune.records import EpochRecord, write_bytes
+from kdtune.ranks import ALONE, Ranks
+from kdtune.records import EpochRecord
 
 DROPOUT = 1  # this stream of (seed, epoch); the order of the images is 0
 EVALUATION_BATCH = 1024  # images that are evaluated at once, at most; large ones are fewer
@@ -38,7 +38,8 @@ class Objective(Protocol):
         """Called before 0-based `epoch`; gives the values of its schedules, to be recorded."""
 
     def __call__(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
-        """Scalar terms for the learner's outputs (`Any`: logits, or logits with features)."""
+        """Scalar terms for the learner's outputs (`Any`: logits, or logits with features), of the whole batch: what
+        losses are computed on goes through `batch.gather`."""
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -57,7 +58,7 @@ class CrossEntropy:
         return {}
 
     def __call__(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
-        return {"cross_entropy": cross_entropy(outputs, batch.labels)}
+        return {"cross_entropy": cross_entropy(batch.gather(outputs), batch.gather(batch.labels))}
 
 
 @dataclass
@@ -84,17 +85,17 @@ class TrainingState:
         self.epoch = saved["epoch"]
 
 
-def save_state(path: Path, content: Mapping[str, Any]) -> None:
-    """`torch.save`, whole or absent; `load_state` reads it. `Any`: tensors and plain values."""
+def to_bytes(content: Mapping[str, Any]) -> bytes:
+    """`torch.save`; `from_bytes` reads it. `Any`: tensors and plain values."""
     buffer = io.BytesIO()
     torch.save(dict(content), buffer)
-    write_bytes(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
-def load_state(path: Path, device: torch.device) -> dict[str, Any]:
-    """What `save_state` wrote."""
-    content: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    return content
+def from_bytes(content: bytes, device: torch.device) -> dict[str, Any]:
+    """What `to_bytes` made."""
+    found: dict[str, Any] = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+    return found
 
 
 @dataclass(frozen=True)
@@ -169,32 +170,36 @@ def train(
     seed: int,
     views: int,
     validate: bool,
+    ranks: Ranks = ALONE,
 ) -> Iterator[EpochRecord]:
     """Trains `state.learner` on the training images `indices` from epoch `state.epoch` on, a record an epoch.
 
     Ends early after an epoch whose loss is not finite. Nothing in a step waits for the device, but for float16, whose
-    GradScaler looks for overflows.
+    GradScaler looks for overflows. All `ranks` iterate, in step; their records agree but for `seconds` and `waited`.
     """
     device = dataset.images.device
     dtype = precision_of(config, device)
     learner, optimizer, scaler = state.learner, state.optimizer, state.scaler
+    wrapped = ranks.wrap(learner, synchronise=config.synchronise_batch_norm)
     steps = steps_an_epoch(len(indices), config.batch_size)
     for epoch in range(state.epoch, config.epochs):
         called = time.perf_counter()
         column = epoch % views
         weights = objective.begin_epoch(epoch, config.epochs, column)
+        ranks.meet()  # one may have computed a column of the cache meanwhile
         began = time.perf_counter()
-        torch.manual_seed(stream(seed, epoch, DROPOUT))  # dropout, if the model has any; whatever was done before
+        dropout = (seed, epoch, DROPOUT, ranks.rank) if ranks.rank else (seed, epoch, DROPOUT)
+        torch.manual_seed(stream(*dropout))  # if the model has any; whatever was done before
         learner.train()
         sums: dict[str, Tensor] = {}
         for step, batch in enumerate(
-            batches(dataset, data, indices, size=config.batch_size, column=column, seed=seed, epoch=epoch)
+            batches(dataset, data, indices, size=config.batch_size, column=column, seed=seed, epoch=epoch, ranks=ranks)
         ):
             rate = learning_rate(config, (epoch * steps + step) / (config.epochs * steps))
             for group in optimizer.param_groups:
                 group["lr"] = rate
             with autocast(dtype, device):
-                outputs = learner(batch.images)
+                outputs = wrapped(batch.images)
             terms = objective(outputs, batch)
             optimizer.zero_grad(set_to_none=True)
             scaler.scale(torch.stack(list(terms.values())).sum()).backward()  # type: ignore[no-untyped-call]
@@ -202,10 +207,13 @@ def train(
             scaler.update()
             for name, term in terms.items():
                 sums[name] = sums.get(name, 0) + term.detach()
+        ranks.average_statistics(learner)
         state.epoch = epoch + 1
         means = {name: total.item() / steps for name, total in sums.items()}
         evaluation = (
-            evaluate(learner, dataset, dataset.images, dataset.labels, dataset.validation, dtype) if validate else None
+            evaluate(learner, dataset, dataset.images, dataset.labels, dataset.validation, dtype, ranks)
+            if validate
+            else None
         )
         record = EpochRecord(
             epoch=epoch + 1,
@@ -243,18 +251,23 @@ def evaluate(
     labels: Tensor,
     indices: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
-    """Accuracy and cross-entropy of `model` (logits, or logits first) on images [N, C, H, W], without augmentation."""
+    """Accuracy and cross-entropy of `model` (logits, or logits first) on images [N, C, H, W], without augmentation.
+
+    Each of several `ranks` asks about its part, and all know the outcome.
+    """
     model.eval()
     everything = torch.arange(len(labels), device=labels.device) if indices is None else indices
-    predictions, losses = [], []
-    chunks = torch.split(everything, evaluation_batch(dataset))
+    predictions, losses = [everything[:0]], [torch.zeros((), device=labels.device)]  # a part may be empty
+    chunks = [chunk for chunk in torch.split(ranks.part(everything), evaluation_batch(dataset)) if len(chunk)]
     for chosen, pixels in zip(chunks, read(images, chunks), strict=True):
         with autocast(dtype, images.device):
             outputs = model(dataset.normalise(pixels))
         logits = (outputs[0] if isinstance(outputs, tuple) else outputs).float()  # [B, C]
         predictions.append(logits.argmax(dim=1))
         losses.append(F.cross_entropy(logits, labels[chosen], reduction="sum"))
-    predicted = torch.cat(predictions)
+    predicted = ranks.gather(torch.cat(predictions), len(everything))
+    loss = ranks.sum(torch.stack(losses).sum())
     accuracy = (predicted == labels[everything]).double().mean().item()
-    return Evaluation(accuracy, torch.stack(losses).sum().item() / len(everything), predicted)
+    return Evaluation(accuracy, loss.item() / len(everything), predicted)

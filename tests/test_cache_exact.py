@@ -208,7 +208,7 @@ def test_a_stopped_and_resumed_trial_hears_the_logits_of_each_view(pictures: Pic
         first, second = (Watched(experiment, materials) for _ in range(2))
         next(first.trial.records)
         first.trial.save(tmp_path / "trial.pt")
-        second.trial.load(tmp_path / "trial.pt")
+        second.trial.restore((tmp_path / "trial.pt").read_bytes())
         assert [record.epoch for record in second.trial.records] == [2, 3]
         assert {view for view, _ in first.logits} == {0}
         assert {view for view, _ in second.logits} == {epoch % views for epoch in (1, 2)}

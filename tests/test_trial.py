@@ -163,7 +163,7 @@ def test_a_saved_trial_continues_bit_for_bit(
     first.save(tmp_path / "trial.pt")
     second = Bench(materials, CPU).start(experiment, seed=0, alone=alone)
     torch.manual_seed(12345)
-    second.load(tmp_path / "trial.pt")
+    second.restore((tmp_path / "trial.pt").read_bytes())
     assert without_seconds(list(second.records)) == without_seconds(said[1:])
     assert same(second.student.state.learner, uninterrupted.student.state.learner)
     assert [file.name for file in tmp_path.iterdir() if file.is_file()] == ["trial.pt"]
@@ -177,7 +177,7 @@ def test_a_trial_that_runs_already_can_be_taken_back(
     records = [next(trial.records)]
     trial.save(tmp_path / "trial.pt")
     records += [next(trial.records), next(trial.records)]
-    trial.load(tmp_path / "trial.pt")
+    trial.restore((tmp_path / "trial.pt").read_bytes())
     assert without_seconds(list(trial.records)) == without_seconds(records[1:])
 
 

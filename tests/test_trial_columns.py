@@ -107,7 +107,7 @@ def test_a_stopped_and_resumed_trial_is_one_that_never_stopped_while_columns_app
         next(stopped.records)
     stopped.save(tmp_path / "trial.pt")
     assert cache_of(materials).columns() == list(range(min(stop, experiment.views)))
-    resumed.load(tmp_path / "trial.pt")
+    resumed.restore((tmp_path / "trial.pt").read_bytes())
     assert without_seconds(list(resumed.records)) == said[stop:]
     assert without_seconds(resumed.history) == said
     assert same(resumed.student.network, whole.student.network)

@@ -15,33 +15,49 @@ from kdtune.data.datasets import Dataset
 from kdtune.data.reading import read
 from kdtune.data.views import stream
 from kdtune.experiment import Data
+from kdtune.ranks import ALONE, SMALLEST_PART, Ranks
 
 ORDER = 0  # this stream of (seed, epoch)
-SMALLEST_BATCH = 2  # BatchNorm cannot train on one image
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images as a network takes them, on the device."""
+    """Images as a network takes them, on the device; of several processes each has its part of them."""
 
     images: Tensor  # [B, C, H, W] float32, normalised
     labels: Tensor  # [B] int64, -1 where there is none that a student may use
     indices: Tensor  # [B] int64, into the training images
     column: int  # the view column that the images come from
+    ranks: Ranks = ALONE  # who has the other parts, if it is one
+    total: int = 0  # images of all parts together
+
+    def gather(self, part: Tensor) -> Tensor:
+        """What holds for this part's images, [B, ...], for those of all parts: what losses are computed on."""
+        return self.ranks.gather(part, self.total)
 
 
 def steps_an_epoch(count: int, size: int) -> int:
     """Batches that `count` images make; a last batch too small to train on is left out."""
     whole, rest = divmod(count, size)
-    return whole + (rest >= SMALLEST_BATCH)
+    return whole + (rest >= SMALLEST_PART)
 
 
 def batches(
-    dataset: Dataset, config: Data, indices: Tensor, *, size: int, column: int, seed: int, epoch: int
+    dataset: Dataset,
+    config: Data,
+    indices: Tensor,
+    *,
+    size: int,
+    column: int,
+    seed: int,
+    epoch: int,
+    ranks: Ranks = ALONE,
 ) -> Iterator[Batch]:
-    """One shuffled epoch over `indices` [F], augmented as view `column`."""
+    """One shuffled epoch over `indices` [F], augmented as view `column`; `size` images a batch over all `ranks`."""
     generator = torch.Generator().manual_seed(stream(seed, epoch, ORDER))
     order = indices[torch.randperm(len(indices), generator=generator).to(indices.device)]
-    chunks = torch.split(order, size)[: steps_an_epoch(len(order), size)]
-    for chosen, views in zip(chunks, read(dataset.images, chunks, column, config), strict=True):
-        yield Batch(dataset.normalise(views), dataset.given[chosen], chosen, column)
+    whole = torch.split(order, size)[: steps_an_epoch(len(order), size)]
+    mine = [ranks.part(chunk) if ranks.divides(len(chunk)) else chunk for chunk in whole]
+    for chunk, chosen, views in zip(whole, mine, read(dataset.images, mine, column, config), strict=True):
+        sharing = ranks if ranks.divides(len(chunk)) else ALONE
+        yield Batch(dataset.normalise(views), dataset.given[chosen], chosen, column, sharing, len(chunk))

@@ -16,17 +16,25 @@ from kdtune.distill.peers import peer_student
 from kdtune.distill.students import Student, feature_student, logit_student, student_alone, tap_teacher
 from kdtune.distill.taps import check_features
 from kdtune.experiment import Experiment
+from kdtune.ranks import ALONE, Ranks
 from kdtune.records import EpochRecord
 from kdtune.training import train
 
 
 def distill(
-    student: Student, experiment: Experiment, dataset: Dataset, *, seed: int, whole: bool = False, alone: bool = False
+    student: Student,
+    experiment: Experiment,
+    dataset: Dataset,
+    *,
+    seed: int,
+    whole: bool = False,
+    alone: bool = False,
+    ranks: Ranks = ALONE,
 ) -> Iterator[EpochRecord]:
     """Trains `student` from where its state stands, a record an epoch.
 
     `whole` trains on the validation images too and measures nothing: the final stage. `alone` leaves out images
-    without a label, from which a student without a teacher learns nothing.
+    without a label, from which a student without a teacher learns nothing. All `ranks` call it alike.
     """
     indices = dataset.training_indices(experiment.data, whole=whole, labelled_only=alone)
     return train(
@@ -39,6 +47,7 @@ def distill(
         seed=seed,
         views=experiment.views,
         validate=not whole,
+        ranks=ranks,
     )
 
 

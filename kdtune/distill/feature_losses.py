@@ -37,8 +37,18 @@ def hint(guess: Tensor, target: Tensor) -> Tensor:
     nothing and costs 1, student and projector that shrink together change nothing, and the best projector leaves the
     share of the student's features that the teacher does not explain.
     """
+    return _ratio(*_errors(guess, target))
+
+
+def _errors(guess: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean squared error [B] and mean square of the target [B], an image each."""
     guess, target = _same_size(guess.float(), target.float())
-    return F.mse_loss(guess, target) / target.square().mean().clamp_min(1e-12)
+    errors, squares = (guess - target).square(), target.square()
+    return errors.flatten(start_dim=1).mean(dim=1), squares.flatten(start_dim=1).mean(dim=1)
+
+
+def _ratio(errors: Tensor, squares: Tensor) -> Tensor:
+    return errors.mean() / squares.mean().clamp_min(1e-12)
 
 
 def attention(student_features: Tensor, teacher_features: Tensor) -> Tensor:
@@ -46,8 +56,13 @@ def attention(student_features: Tensor, teacher_features: Tensor) -> Tensor:
 
     Needs no projection, channels may differ. Zagoruyko & Komodakis 2017, "Paying More Attention to Attention".
     """
+    (differences,) = _attention_differences(student_features, teacher_features)
+    return differences.mean()
+
+
+def _attention_differences(student_features: Tensor, teacher_features: Tensor) -> tuple[Tensor]:
     student, teacher = _same_size(student_features.float(), teacher_features.float())
-    return (_attention_map(student) - _attention_map(teacher)).square().sum(dim=1).mean() / 2
+    return ((_attention_map(student) - _attention_map(teacher)).square().sum(dim=1) / 2,)  # [B]
 
 
 def rkd_distance(student_features: Tensor, teacher_features: Tensor) -> Tensor:
@@ -89,6 +104,10 @@ def _pool(features: Tensor, height: int, width: int) -> Tensor:
     return features if features.shape[2:] == (height, width) else F.adaptive_avg_pool2d(features, (height, width))
 
 
+def _both_pooled(student_features: Tensor, teacher_features: Tensor) -> tuple[Tensor, Tensor]:
+    return _pooled(student_features), _pooled(teacher_features)
+
+
 def _pooled(features: Tensor) -> Tensor:
     """One vector an image: [B, C]."""
     features = features.float()
@@ -118,18 +137,25 @@ def _angles(vectors: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class FeatureLoss:
-    """A loss, and how it is used."""
+    """A loss, and how it is used: what each image says for itself, then what comes of all images of a batch.
 
-    function: Callable[[Tensor, Tensor], Tensor]  # (student's, teacher's); hint: (projected, other)
+    Between the two the processes that share a batch exchange numbers or vectors, instead of feature maps.
+    """
+
+    of_images: Callable[[Tensor, Tensor], tuple[Tensor, ...]]  # (student's, teacher's); hint: (projected, other)
+    of_batch: Callable[..., Tensor]  # of what of_images gives, each [B, ...], the loss
     ranks: tuple[int, ...]  # of one image's features: 3 for maps, 1 for vectors
     projected: bool = False  # a trainable projector takes one side's channels to the other's
     last_tap_only: bool = False  # each side is pooled to vectors, so that maps and vectors may meet
 
+    def function(self, student_features: Tensor, teacher_features: Tensor) -> Tensor:
+        return self.of_batch(*self.of_images(student_features, teacher_features))
+
 
 FEATURE_LOSSES: dict[str, FeatureLoss] = {
-    "hint": FeatureLoss(hint, ranks=(1, 3), projected=True),
-    "attention": FeatureLoss(attention, ranks=(3,)),
-    "rkd": FeatureLoss(rkd, ranks=(1, 3), last_tap_only=True),
-    "rkd-distance": FeatureLoss(rkd_distance, ranks=(1, 3), last_tap_only=True),
-    "rkd-angle": FeatureLoss(rkd_angle, ranks=(1, 3), last_tap_only=True),
+    "hint": FeatureLoss(_errors, _ratio, ranks=(1, 3), projected=True),
+    "attention": FeatureLoss(_attention_differences, torch.mean, ranks=(3,)),
+    "rkd": FeatureLoss(_both_pooled, rkd, ranks=(1, 3), last_tap_only=True),
+    "rkd-distance": FeatureLoss(_both_pooled, rkd_distance, ranks=(1, 3), last_tap_only=True),
+    "rkd-angle": FeatureLoss(_both_pooled, rkd_angle, ranks=(1, 3), last_tap_only=True),
 }

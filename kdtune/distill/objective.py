@@ -126,24 +126,26 @@ class Distillation:
         temperature: Temperature = self.terms.temperature
         if student.temperature is not None:
             temperature = reversed_gradient(student.temperature, self.opposition)
+        logits, answers, labels = (batch.gather(part) for part in (student.logits, teacher_logits, batch.labels))
         terms = {
-            "cross_entropy": self.terms.cross_entropy(student.logits, batch.labels),
-            "distillation": self.terms.distillation(student.logits, teacher_logits, temperature, batch.labels),
+            "cross_entropy": self.terms.cross_entropy(logits, labels),
+            "distillation": self.terms.distillation(logits, answers, temperature, labels),
         }
         if not self.config.feature_weight.is_zero:
-            terms["features"] = self.terms.feature_weight * self._features(student, teacher_features)
+            terms["features"] = self.terms.feature_weight * self._features(student, teacher_features, batch)
         return terms
 
-    def _features(self, student: Outputs, teacher_features: tuple[Tensor, ...]) -> Tensor:
+    def _features(self, student: Outputs, teacher_features: tuple[Tensor, ...], batch: Batch) -> Tensor:
         """Mean of the taps' losses. A teacher with more taps than the student is compared from its output back."""
         pairs = list(zip(student.features, teacher_features[-len(student.features) :], strict=True))
-        loss = self.feature_loss.function
+        loss = self.feature_loss
         if student.projections:
-            projected = [project(theirs, by) for (_, theirs), by in zip(pairs, student.projections, strict=True)]
-            losses = [loss(guess, mine) for guess, (mine, _) in zip(projected, pairs, strict=True)]
+            guesses = [project(theirs, by) for (_, theirs), by in zip(pairs, student.projections, strict=True)]
+            compared = [(guess, mine) for guess, (mine, _) in zip(guesses, pairs, strict=True)]
         else:
-            losses = [loss(mine, theirs) for mine, theirs in pairs[-1 if self.feature_loss.last_tap_only else 0 :]]
-        return torch.stack(losses).mean()
+            compared = pairs[-1 if loss.last_tap_only else 0 :]
+        of_images = [[batch.gather(part) for part in loss.of_images(*both)] for both in compared]
+        return torch.stack([loss.of_batch(*parts) for parts in of_images]).mean()
 
 
 def project(features: Tensor, weight: Tensor) -> Tensor:

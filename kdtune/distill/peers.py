@@ -44,9 +44,9 @@ class MutualLearning:
         return self.terms.begin_epoch(epoch, epochs)
 
     def __call__(self, outputs: tuple[Tensor, tuple[Tensor, ...]], batch: Batch) -> dict[str, Tensor]:
-        _, everyone = outputs
-        cross_entropies = [self.terms.cross_entropy(logits, batch.labels) for logits in everyone]
-        distillations = [self._from_others(k, everyone, batch.labels) for k in range(len(everyone))]
+        everyone, labels = tuple(map(batch.gather, outputs[1])), batch.gather(batch.labels)
+        cross_entropies = [self.terms.cross_entropy(logits, labels) for logits in everyone]
+        distillations = [self._from_others(k, everyone, labels) for k in range(len(everyone))]
         return {
             "cross_entropy": torch.stack(cross_entropies).sum(),
             "distillation": torch.stack(distillations).sum(),

@@ -107,6 +107,16 @@ class Experiment(Section):
         return self
 
     @model_validator(mode="after")
+    def _every_worker_has_images(self) -> Self:
+        workers = self.resources.workers_per_trial
+        if self.train.batch_size < 2 * workers:
+            raise ValueError(
+                f"train.batch_size is {self.train.batch_size} images over all workers of a trial, fewer than 2 for "
+                f"each of {workers} (resources.workers_per_trial)"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _teachers_can_be_had(self) -> Self:
         if INLINE in self.teachers and isinstance(self.teacher, Teacher):
             raise ValueError(f"`teachers` has one called {INLINE!r} beside the `teacher` section; choose another name")

@@ -28,6 +28,9 @@ class Train(Section):
     precision: Precision = Field(
         "auto", description="Auto: bfloat16 or float16 autocast where the GPU has it, float32 on a CPU."
     )
+    synchronise_batch_norm: bool = Field(
+        False, description="BatchNorm over the whole batch where several workers share it (resources)."
+    )
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> Self:

@@ -1,31 +1,31 @@
 """The final stage: winner and baselines, several seeds each, full length, whole training set, test set read once.
 
 Runs are independent and go side by side over the same slots as trials. Each finished run is one line of
-final.jsonl, so a stage that was interrupted repeats only what is missing. Seeds differ from the search's own, on
-which the winner was chosen.
+final.jsonl, so a stage that was interrupted repeats only what is missing; of a run that has not ended, its state lies
+in the run folder. Seeds differ from the search's own, on which the winner was chosen.
 """
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
-import safetensors.torch
 import torch
-from torch import Tensor
 
 from kdtune.data import Dataset
 from kdtune.errors import RunError
 from kdtune.experiment import Experiment, row, textbook
 from kdtune.records import ALONE, BEST, DISTILLED, TEXTBOOK_KD, append_line, mend, read_lines, write_bytes
+from kdtune.search.group import Group
 from kdtune.search.placing import Slots
-from kdtune.teacher import weights_of
-from kdtune.training import evaluate
-from kdtune.trial import Bench, Materials
+from kdtune.search.trainable import SAVE_EVERY_S, workplace
+from kdtune.trial import Bench, Materials, Tested
 
 MOST_CONFUSED = 100  # classes up to which a run's confusion matrix is kept
 WEIGHTS = "best.safetensors"  # of the winner's first seed: what is exported
+LOSSES = 3  # of a run's process, before the stage ends
 
 
 @dataclass(frozen=True)
@@ -36,32 +36,46 @@ class Job:
     alone: bool
 
 
+@dataclass(frozen=True)
+class Ended:
+    """A run that is over: its line of final.jsonl, and the student's weights."""
+
+    line: dict[str, Any]
+    weights: bytes
+
+
 class FinalWorker:
     """An actor that trains one student after another and reads the test set once for each."""
 
-    def __init__(self, materials: Materials, device: torch.device, threads: int) -> None:
-        torch.set_num_threads(threads)
-        self.bench = Bench(materials, device)
+    def __init__(self, materials: tuple[Any], slots: Slots) -> None:
+        """`materials` holds a reference to what is in Ray's object store."""
+        self.materials = materials[0]
+        self.place: Bench | Group = workplace(self.materials, slots)
 
-    def run(self, job: Job, folder: Path, *, keep_weights: bool) -> dict[str, Any]:
-        """One line of final.jsonl. State is saved in `folder` now and then, so that a long run can be taken up."""
-        trial = self.bench.start(job.experiment, seed=job.seed, alone=job.alone, whole=True)
-        state = state_file(folder, job)
-        for _ in trial.resumable(state):
-            pass
-        network, dataset = trial.student.network, self.bench.dataset
-        if keep_weights:
-            write_bytes(folder / WEIGHTS, safetensors.torch.save(weights_of(network)))
-        test = evaluate(network, dataset, dataset.test.images, dataset.test.labels)
-        state.unlink(missing_ok=True)
-        return {
+    def run(self, job: Job, state: bytes | None) -> Iterator[bytes | Ended]:
+        """Its state now and then, so that it can be taken up elsewhere, and at last its end."""
+        trial = self.place.start(job.experiment, seed=job.seed, alone=job.alone, whole=True)
+        if state is not None:
+            trial.restore(state)
+        saved = time.monotonic()
+        for record in trial.records:
+            if not record.last and time.monotonic() - saved > SAVE_EVERY_S:
+                yield trial.state()
+                saved = time.monotonic()
+        tested = trial.test()
+        line = {
             "name": job.name,
             "seed": job.seed,
-            "test_accuracy": test.accuracy,
-            "confusion": _confusion(test.predictions, dataset) if len(dataset.classes) <= MOST_CONFUSED else None,
+            "test_accuracy": tested.accuracy,
+            "confusion": _confusion(tested, ray.get(self.materials).dataset),
             "diverged": trial.history[-1].diverged,
             "epochs": [record.to_json() for record in trial.history],
         }
+        yield Ended(line, tested.weights)
+
+    def end(self) -> None:
+        if isinstance(self.place, Group):
+            self.place.end()
 
 
 def state_file(folder: Path, job: Job) -> Path:
@@ -69,10 +83,12 @@ def state_file(folder: Path, job: Job) -> Path:
     return folder / f"{job.name}-{job.seed}.pt"
 
 
-def _confusion(predictions: Tensor, dataset: Dataset) -> list[list[int]]:
+def _confusion(tested: Tested, dataset: Dataset) -> list[list[int]] | None:
     """Test images by their label (row) and the student's answer (column)."""
     count = len(dataset.classes)
-    pairs = dataset.test.labels * count + predictions
+    if count > MOST_CONFUSED:
+        return None
+    pairs = dataset.test.labels * count + tested.predictions.cpu()
     table: list[list[int]] = torch.bincount(pairs, minlength=count * count).view(count, count).tolist()
     return table
 
@@ -105,25 +121,50 @@ def run_final(
     done = {(line["name"], line["seed"]) for line in lines}
     waiting = [job for job in jobs if (job.name, job.seed) not in done]
     watch(len(lines), len(jobs))
-    if not waiting:
-        return lines
-    worker: Any = ray.remote(num_cpus=slots.cpus, num_gpus=slots.gpus)(FinalWorker)
-    shared = ray.put(materials)
-    idle = [worker.remote(shared, slots.device, slots.threads) for _ in range(min(slots.concurrent, len(waiting)))]
-    busy: dict[Any, Any] = {}  # a result's reference -> its actor; both are untyped
-    while waiting or busy:
-        while waiting and idle:
-            actor, job = idle.pop(), waiting.pop(0)
-            busy[actor.run.remote(job, folder / "final", keep_weights=job is jobs[0])] = actor
-        (ready, *_), _ = ray.wait(list(busy), num_returns=1)
-        try:
-            line = ray.get(ready)
-        except ray.exceptions.RayError as error:
-            raise RunError(f"a run of the final stage failed: {error}\nThe same command takes it up again") from error
-        idle.append(busy.pop(ready))
-        append_line(path, line)
-        lines.append(line)
+    for job, ended in _runs(waiting, folder / "final", materials, slots) if waiting else ():
+        if job is jobs[0]:
+            write_bytes(folder / "final" / WEIGHTS, ended.weights)
+        append_line(path, ended.line)
+        state_file(folder / "final", job).unlink(missing_ok=True)
+        lines.append(ended.line)
         watch(len(lines), len(jobs))
+    return lines
+
+
+def _runs(waiting: list[Job], folder: Path, materials: Materials, slots: Slots) -> Iterator[tuple[Job, Ended]]:
+    """The jobs as they end, side by side. One whose process is lost is taken up by another, LOSSES times at most."""
+    held = {"num_cpus": slots.cpus, "num_gpus": slots.gpus} if slots.workers == 1 else {"num_cpus": 0}
+    worker: Any = ray.remote(**held)(FinalWorker)
+    shared = (ray.put(materials),)
+    waiting, losses = list(waiting), dict.fromkeys(((job.name, job.seed) for job in waiting), 0)
+    idle: list[Any] = []
+    busy: dict[Any, tuple[Job, Any]] = {}  # what a run streams -> the run and its actor, which ray leaves untyped
+    while waiting or busy:
+        while waiting and len(busy) < slots.concurrent:
+            actor, job = idle.pop() if idle else worker.remote(shared, slots), waiting.pop(0)
+            state = state_file(folder, job)
+            run = actor.run.options(num_returns="streaming")
+            busy[run.remote(job, state.read_bytes() if state.exists() else None)] = (job, actor)
+        ready, _ = ray.wait(list(busy), num_returns=1)
+        stream: Any = ready[0]
+        job, actor = busy[stream]
+        try:
+            said: bytes | Ended = ray.get(next(stream))
+        except ray.exceptions.RayError as error:
+            del busy[stream]
+            losses[job.name, job.seed] += 1
+            if not isinstance(error, ray.exceptions.RayActorError) or losses[job.name, job.seed] > LOSSES:
+                raise RunError(
+                    f"a run of the final stage failed: {error}\nThe same command takes it up again"
+                ) from error
+            waiting.insert(0, job)
+            continue
+        if isinstance(said, bytes):
+            write_bytes(state_file(folder, job), said)
+            continue
+        del busy[stream]
+        idle.append(actor)
+        yield job, said
+    ray.get([actor.end.remote() for actor in idle])
     for actor in idle:
         ray.kill(actor)
-    return lines

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
+import ray
 from ray import tune
 from ray.tune.error import TuneError
 
@@ -159,9 +160,7 @@ def _run_trials(folder: Path, experiment: Experiment, materials: Materials, slot
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         analysis = tune.run(
-            tune.with_parameters(
-                StudentTrial, experiment=experiment, materials=materials, device=slots.device, threads=slots.threads
-            ),
+            tune.with_parameters(StudentTrial, experiment=experiment, materials=(ray.put(materials),), slots=slots),
             name="ray",
             storage_path=str(folder),
             resume_config=again if begun else None,

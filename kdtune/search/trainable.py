@@ -1,39 +1,45 @@
-"""One-worker trials as a Tune class trainable whose process is reused from trial to trial.
+"""Trials as a Tune class trainable whose process is reused from trial to trial.
 
 The class API is synchronous: `step()` is `next()` on the trial's generator of epoch records, and a stop is simply
-not calling it again. A reused process keeps its bench: data on the device, cache mapped, teacher loaded.
+not calling it again. Of one worker, the trial runs in this very process, which keeps its bench: data on the device,
+cache mapped, teacher loaded. Of several, the process keeps their group.
 """
 
 import time
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 from ray import tune
 from ray.tune.result import SHOULD_CHECKPOINT
 
 from kdtune.experiment import Experiment, with_values
 from kdtune.experiment.space import active, parse
-from kdtune.trial import Bench, Materials
+from kdtune.records import write_bytes
+from kdtune.search.group import Group
+from kdtune.search.placing import Slots
+from kdtune.trial import Bench
 
 SAVE_EVERY_S = 30.0
+STATE = "trial.pt"  # in a checkpoint
 
 
 class StudentTrial(tune.Trainable):
     """config is a flat sample of the space; results hold `val_accuracy`, `epoch` and the `record`."""
 
     def setup(  # type: ignore[override]  # with_parameters adds the other arguments
-        self, config: dict[str, Any], experiment: Experiment, materials: Materials, device: torch.device, threads: int
+        self, config: dict[str, Any], experiment: Experiment, materials: tuple[Any], slots: Slots
     ) -> None:
-        torch.set_num_threads(threads)
+        """`materials` holds a reference to what is in Ray's object store."""
         self.experiment = experiment
         self.parameters, _ = parse(experiment.search.space)
-        self.bench = Bench(materials, device)
+        self.place = workplace(materials[0], slots)
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         values = active(self.parameters, new_config, self.experiment)
-        self.trial = self.bench.start(with_values(self.experiment, values), seed=self.experiment.search.seed)
+        self.trial = self.place.start(with_values(self.experiment, values), seed=self.experiment.search.seed)
         self.saved = time.monotonic()
         return True
 
@@ -52,7 +58,19 @@ class StudentTrial(tune.Trainable):
         }
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        self.trial.save(Path(checkpoint_dir) / "trial.pt")
+        write_bytes(Path(checkpoint_dir) / STATE, self.trial.state())
 
     def load_checkpoint(self, checkpoint: Any) -> None:  # Tune hands the folder over as a string
-        self.trial.load(Path(checkpoint) / "trial.pt")
+        self.trial.restore((Path(checkpoint) / STATE).read_bytes())
+
+    def cleanup(self) -> None:
+        if isinstance(self.place, Group):
+            self.place.end()
+
+
+def workplace(materials: Any, slots: Slots) -> Bench | Group:
+    """Where a process starts trials: in itself, or with a group of workers. `materials` is a reference."""
+    if slots.workers > 1:
+        return Group(materials, slots)
+    torch.set_num_threads(slots.threads)
+    return Bench(ray.get(materials), slots.device)

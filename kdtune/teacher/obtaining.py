@@ -19,10 +19,10 @@ from kdtune.errors import TeacherError
 from kdtune.experiment import Data, Distill, Experiment
 from kdtune.experiment import Teacher as Section
 from kdtune.models import build_model, rebuild_model
-from kdtune.records import EpochRecord, locked
+from kdtune.records import EpochRecord, locked, write_bytes
 from kdtune.teacher.checkpoints import fit_weights, read_weights
 from kdtune.teacher.kept import Teacher, find, fingerprint, fingerprint_together, keep, keep_ensemble
-from kdtune.training import CrossEntropy, load_state, new_state, save_state, train
+from kdtune.training import CrossEntropy, from_bytes, new_state, to_bytes, train
 
 OWN_VIEWS = 1 << 32  # added to view_seed: the cache asks about views on which the teacher was not trained
 OF_TEACHERS = 2  # this stream of a seed
@@ -115,7 +115,7 @@ def _train(
     state = new_state(network, config.train, device)
     unfinished = folder / "training.pt"
     if unfinished.exists():
-        state.load_state_dict(load_state(unfinished, device))
+        state.load_state_dict(from_bytes(unfinished.read_bytes(), device))
     saved = time.monotonic()
     known = dataset if config.labels == "kept" else dataset.with_all_labels()
     last = config.stop_at or config.train.epochs
@@ -136,7 +136,7 @@ def _train(
         if record.diverged:
             raise diverged(config, record)
         if state.epoch < last and time.monotonic() - saved > SAVE_EVERY_S:
-            save_state(unfinished, state.state_dict())
+            write_bytes(unfinished, to_bytes(state.state_dict()))
             saved = time.monotonic()
     teacher = keep(network, config.model, config.options, dataset, folder, depth=1)
     unfinished.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from kdtune.trial.run_folder import (
     winner_of,
     with_assistants,
 )
-from kdtune.trial.running import Trial
+from kdtune.trial.running import Tested, Trial
 from kdtune.trial.teachers import kept_already, locate, obtain
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "Planned",
     "Progress",
     "Silent",
+    "Tested",
     "Trial",
     "assistant_folder",
     "at_work",

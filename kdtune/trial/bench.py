@@ -19,17 +19,22 @@ from kdtune.distill import (
 )
 from kdtune.experiment import Experiment
 from kdtune.models import Tapped
+from kdtune.ranks import ALONE, Ranks
 from kdtune.trial.caches import answers_of
 from kdtune.trial.materials import Materials
 from kdtune.trial.running import Trial
 
 
 class Bench:
-    """Materials laid out in one process, on one device; caches are opened and teachers loaded when needed."""
+    """Materials laid out in one process, on one device; caches are opened and teachers loaded when needed.
 
-    def __init__(self, materials: Materials, device: torch.device) -> None:
+    Of several `ranks` each has one, and all start the same trials.
+    """
+
+    def __init__(self, materials: Materials, device: torch.device, ranks: Ranks = ALONE) -> None:
         self.materials = materials
         self.device = device
+        self.ranks = ranks
         self.dataset = materials.dataset.to(device)
         self._caches: dict[str, LogitCache] = {}
         self._teachers: dict[tuple[str, tuple[str, ...] | None], Tapped] = {}
@@ -66,4 +71,4 @@ class Bench:
             student = logit_student(experiment, dataset, answers, seed, device)
         else:
             student = feature_student(experiment, dataset, self.tapped_teacher(experiment), seed, device)
-        return Trial(student, experiment, dataset, seed=seed, whole=whole, alone=alone)
+        return Trial(student, experiment, dataset, seed=seed, whole=whole, alone=alone, ranks=self.ranks)

@@ -2,22 +2,28 @@
 
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+
+import safetensors.torch
+from torch import Tensor
 
 from kdtune.data import Dataset
 from kdtune.distill import Student, distill
 from kdtune.experiment import Experiment
-from kdtune.records import EpochRecord
-from kdtune.training import load_state, save_state
+from kdtune.ranks import ALONE, Ranks
+from kdtune.records import EpochRecord, write_bytes
+from kdtune.teacher import weights_of
+from kdtune.training import evaluate, from_bytes, to_bytes
 
 SAVE_EVERY_S = 30.0
 
 
 class Trial:
-    """One student in training. Between two records it can be saved, and loaded into an equal trial.
+    """One student in training. Between two records it can be saved, and restored into an equal trial.
 
-    `records` yields what is still to come, `history` holds what has been, a loaded trial's past included.
+    `records` yields what is still to come, `history` holds what has been, a restored trial's past included.
     """
 
     def __init__(
@@ -29,10 +35,13 @@ class Trial:
         seed: int,
         whole: bool = False,
         alone: bool = False,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.student = student
+        self.dataset = dataset
+        self.ranks = ranks
         self.history: list[EpochRecord] = []
-        self._again = partial(distill, student, experiment, dataset, seed=seed, whole=whole, alone=alone)
+        self._again = partial(distill, student, experiment, dataset, seed=seed, whole=whole, alone=alone, ranks=ranks)
         self.records = self._records()
 
     def _records(self) -> Iterator[EpochRecord]:
@@ -40,27 +49,45 @@ class Trial:
             self.history.append(record)
             yield record
 
-    def save(self, path: Path) -> None:
-        """State after the last record: whole or absent."""
+    def state(self) -> bytes:
+        """All that is needed to go on after the last record."""
         history = [record.to_json() for record in self.history]
-        save_state(path, {"training": self.student.state.state_dict(), "history": history})
+        return to_bytes({"training": self.student.state.state_dict(), "history": history})
 
-    def load(self, path: Path) -> None:
-        """Continues where a saved trial of the same configuration and seed stood."""
-        saved = load_state(path, next(self.student.network.parameters()).device)
+    def restore(self, state: bytes) -> None:
+        """Continues where an equal trial, of the same configuration and seed, stood."""
+        saved = from_bytes(state, next(self.student.network.parameters()).device)
         self.student.state.load_state_dict(saved["training"])
         self.history = [EpochRecord.from_json(line) for line in saved["history"]]
-        self.records = self._records()
+        over = self.history and self.history[-1].last  # diverged trials end before their last epoch
+        self.records = iter(()) if over else self._records()
+
+    def save(self, path: Path) -> None:
+        """State after the last record: whole or absent."""
+        write_bytes(path, self.state())
 
     def resumable(self, path: Path) -> Iterator[EpochRecord]:
         """The records still to come, from where `path` says; saved there every half a minute and at the end."""
         if path.exists():
-            self.load(path)
-            if self.history and self.history[-1].last:  # diverged runs end before their last epoch
-                return
+            self.restore(path.read_bytes())
         saved = time.monotonic()
         for record in self.records:
             yield record
             if record.last or time.monotonic() - saved > SAVE_EVERY_S:
                 self.save(path)
                 saved = time.monotonic()
+
+    def test(self) -> "Tested":
+        """On the test set, which is read once. All ranks call it."""
+        test, network = self.dataset.test, self.student.network
+        found = evaluate(network, self.dataset, test.images, test.labels, ranks=self.ranks)
+        return Tested(found.accuracy, found.predictions, safetensors.torch.save(weights_of(network)))
+
+
+@dataclass(frozen=True)
+class Tested:
+    """What a student that is done says to the test set, and the student alone."""
+
+    accuracy: float
+    predictions: Tensor  # [N] int64
+    weights: bytes  # safetensors

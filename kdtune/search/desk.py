@@ -1,0 +1,137 @@
+"""The desk between a trial and its workers: one order lies on it at a time, and the answer to the one before.
+
+The trial gives an order and waits for its answer. Every worker takes it, outside any collective, however long that
+lasts; the worker of rank 0 answers. Workers may be lost and begin again: the desk remembers the trial that they are
+in, its last state, and how far it had been told.
+"""
+
+import asyncio
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from kdtune.experiment import Experiment
+
+TRIES = 2  # of a trial whose workers report errors; then it cannot go on
+
+
+@dataclass(frozen=True)
+class Start:
+    """A trial; from `state`, if there is one. Answered by its history, as JSON."""
+
+    experiment: Experiment
+    seed: int
+    alone: bool = False
+    whole: bool = False
+    state: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """The next epoch. Answered by its record, as JSON."""
+
+
+@dataclass(frozen=True)
+class Save:
+    """The trial's state. Answered by its bytes."""
+
+
+@dataclass(frozen=True)
+class Test:
+    """On the test set. Answered by `Tested`."""
+
+
+@dataclass(frozen=True)
+class End:
+    """No more orders: the workers leave, nobody answers."""
+
+
+Order = Start | Epoch | Save | Test | End
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Instead of an answer: the trial cannot go on."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where workers begin that have just come, or come again."""
+
+    answered: int  # the number of the last order that is done with
+    start: Start | None  # the trial, with its last state
+    epochs: int  # of its history that have been told
+
+
+class Desk:
+    """An actor; see above. Numbers of orders count from 1."""
+
+    def __init__(self) -> None:
+        self.given = self.answered = 0
+        self.order: Order | None = None
+        self.answer_to_it: Any = None
+        self.start: Start | None = None
+        self.epochs = 0
+        self.begun = 0  # how often workers have begun
+        self.errors: dict[int, str] = {}  # in this trial: `begun` -> what the first to fail said
+        self.changed = asyncio.Condition()
+
+    async def give(self, order: Order) -> Any:
+        """The answer to an order; `Any`: see the orders."""
+        async with self.changed:
+            if isinstance(order, Start):
+                self.start, self.errors = None, {}
+            self.order, self.given = order, self.given + 1
+            number = self.given
+            self.changed.notify_all()
+            await self.changed.wait_for(lambda: self.answered >= number or isinstance(order, End))
+            return self.answer_to_it
+
+    async def take(self, after: int) -> tuple[int, Order]:
+        """The order that follows number `after`."""
+        async with self.changed:
+            await self.changed.wait_for(lambda: self.given > after)
+            assert self.order is not None
+            return self.given, self.order
+
+    async def answer(self, number: int, answer: Any, epochs: int) -> None:
+        """From rank 0, once all ranks are done with order `number`; the trial has had `epochs` epochs."""
+        async with self.changed:
+            if isinstance(self.order, Start):
+                self.start = self.order
+            elif isinstance(self.order, Save) and self.start is not None:
+                self.start = replace(self.start, state=answer)
+            self.answered, self.answer_to_it, self.epochs = number, answer, epochs
+            self.changed.notify_all()
+
+    async def report_error(self, reason: str) -> None:
+        """From a worker that is about to leave because of it; that it takes others along is no further error."""
+        self.errors.setdefault(self.begun, reason)
+
+    async def begin(self) -> Standing:
+        """From rank 0, once all ranks are there, at first and after every loss."""
+        async with self.changed:
+            self.begun += 1
+            if len(self.errors) >= TRIES and self.given > self.answered:
+                self.start, self.answered, self.answer_to_it = (
+                    None,
+                    self.given,
+                    Failed(next(iter(self.errors.values()))),
+                )
+                self.changed.notify_all()
+            return Standing(self.answered, self.start, self.epochs)
+
+    async def losses(self) -> int:
+        """How often workers were lost."""
+        return max(0, self.begun - 1)
+
+
+def open_desk() -> Any:  # an actor's handle, which ray leaves untyped
+    """On this machine, which the trial cannot outlive either."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    desk: Any = ray.remote(num_cpus=0)(Desk)
+    return desk.options(scheduling_strategy=here).remote()

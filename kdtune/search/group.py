@@ -1,0 +1,117 @@
+"""A group of workers that train students together, one after the other: a Ray Train run that outlives its trials.
+
+    group = Group(materials, slots)
+    trial = group.start(experiment, seed=0)                  # as `Bench.start`
+    for record in trial.records: ...                         # to stop early is to start the next one
+    group.end()
+
+Starting it costs seconds; a further trial costs an order. A worker that is lost takes the others with it: Ray Train
+starts them again, on whatever nodes there are, and they go on from the trial's last state.
+"""
+
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+
+from kdtune.errors import RunError
+from kdtune.experiment import Experiment
+from kdtune.records import EpochRecord
+from kdtune.search.desk import End, Epoch, Failed, Order, Save, Start, Test, open_desk
+from kdtune.search.placing import Slots
+from kdtune.search.worker import work
+from kdtune.trial import Tested
+
+LOOK_EVERY_S = 1.0  # whether the group is still there
+LOSSES = 10  # of workers, before the group is given up and its trial with it
+LEAVE_S = 30.0  # that workers may take to leave
+
+
+class GroupTrial:
+    """A trial whose student is with the workers; from here it looks like `Trial`."""
+
+    def __init__(self, group: "Group", start: Start) -> None:
+        self.group = group
+        self.start = start
+        self.history: list[EpochRecord] = []
+        self._begin(start)
+
+    def _begin(self, start: Start) -> None:
+        self.history = [EpochRecord.from_json(line) for line in self.group.order(start)]
+        self.records = self._records()
+
+    def _records(self) -> Iterator[EpochRecord]:
+        while not (self.history and self.history[-1].last):
+            record = EpochRecord.from_json(self.group.order(Epoch()))
+            self.history.append(record)
+            yield record
+
+    def state(self) -> bytes:
+        state: bytes = self.group.order(Save())
+        return state
+
+    def restore(self, state: bytes) -> None:
+        self._begin(replace(self.start, state=state))
+
+    def test(self) -> Tested:
+        tested: Tested = self.group.order(Test())
+        return tested
+
+
+class Group:
+    """`slots.workers` workers, which hold what `slots` says until `end`. `materials` is in Ray's object store."""
+
+    def __init__(self, materials: Any, slots: Slots) -> None:
+        self.desk = open_desk()
+        self.lost: BaseException | None = None
+        self.folder = tempfile.TemporaryDirectory(prefix="kdtune-group-")  # Ray Train insists on one
+        settings = {"desk": self.desk, "materials": materials, "threads": slots.threads}
+        trainer = ray.train.torch.TorchTrainer(
+            work,
+            train_loop_config=settings,
+            torch_config=ray.train.torch.TorchConfig(backend="nccl" if slots.gpus else "gloo"),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=slots.workers,
+                use_gpu=bool(slots.gpus),
+                resources_per_worker={"CPU": slots.cpus, "GPU": slots.gpus},
+            ),
+            run_config=ray.train.RunConfig(
+                name="group",
+                storage_path=self.folder.name,
+                failure_config=ray.train.FailureConfig(max_failures=LOSSES),
+            ),
+        )
+        self.thread = threading.Thread(target=self._fit, args=(trainer,), daemon=True)
+        self.thread.start()
+
+    def _fit(self, trainer: ray.train.torch.TorchTrainer) -> None:
+        try:
+            trainer.fit()
+        except Exception as error:  # noqa: BLE001  # whatever it is, `order` raises it where somebody listens
+            self.lost = error
+
+    def start(self, experiment: Experiment, *, seed: int, alone: bool = False, whole: bool = False) -> GroupTrial:
+        return GroupTrial(self, Start(experiment, seed, alone=alone, whole=whole))
+
+    def order(self, order: Order) -> Any:
+        """The workers' answer; see the orders. Raises RunError where the trial or the whole group cannot go on."""
+        waiting = self.desk.give.remote(order)
+        while not ray.wait([waiting], timeout=LOOK_EVERY_S)[0]:
+            if not self.thread.is_alive():
+                raise RunError(f"the workers of a trial are lost: {self.lost}") from self.lost
+        answer = ray.get(waiting)
+        if isinstance(answer, Failed):
+            raise RunError(answer.reason)
+        return answer
+
+    def end(self) -> None:
+        """The workers leave, and everything that they held is free."""
+        ray.get(self.desk.give.remote(End()))
+        self.thread.join(LEAVE_S)
+        ray.kill(self.desk)
+        self.folder.cleanup()
