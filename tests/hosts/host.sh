@@ -8,6 +8,7 @@ shift 3
 
 hostname "$name"
 mount --bind "$folder/hosts" /etc/hosts
+mount --bind "$folder/nsswitch.conf" /etc/nsswitch.conf
 mount -t tmpfs tmpfs /dev/shm
 mount -t tmpfs tmpfs "$folder/tmp"
 for path in "$folder" "$@"; do # what lies below a folder that is about to be covered is bound into what covers it

@@ -1,8 +1,8 @@
 """The launching side: `ray up`, `ray down` and whatever else a person types on a laptop, against hosts of the tests.
 
-laptop = launch(made, folder)              # `ray up`, all nodes alive
-laptop.must("kdtune", "search", "small.yaml", "--cluster", str(laptop.cluster_file))
-laptop.down()
+with launched(made, folder) as laptop:     # `ray up`, all nodes alive
+    laptop.must("kdtune", "search", "small.yaml", "--cluster", str(laptop.cluster_file))
+    laptop.down()
 """
 
 import json
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.hosts.cluster_file import derive
-from tests.hosts.machines import REPOSITORY, Host, Hosts
+from tests.hosts.machines import REPOSITORY, Hosts
 from tests.hosts.waiting import wait_until
 
 DASHBOARD = 8265
@@ -26,11 +26,12 @@ DASHBOARD = 8265
 
 @dataclass(frozen=True)
 class Laptop:
-    """A home folder of its own with the cluster's token in it, the cluster file, and the hosts that it names."""
+    """A home folder with the cluster's token in it, a cluster file, and a way to the dashboard."""
 
     hosts: Hosts
     home: Path
     cluster_file: Path
+    dashboard: str
 
     @property
     def environment(self) -> dict[str, str]:
@@ -80,43 +81,44 @@ class Laptop:
 
     def ask(self, path: str, token: str | None = None) -> Any:
         """The dashboard's answer, as JSON, through SSH; with the cluster's token unless another is given."""
-        with self.tunnel(self.hosts.head, DASHBOARD) as port:
-            headers = {"Authorization": f"Bearer {self.token if token is None else token}"}
-            request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers=headers)
-            with urllib.request.urlopen(request, timeout=30) as reply:
-                return json.load(reply)
+        headers = {"Authorization": f"Bearer {self.token if token is None else token}"}
+        request = urllib.request.Request(f"{self.dashboard}{path}", headers=headers)
+        with urllib.request.urlopen(request, timeout=30) as reply:
+            return json.load(reply)
 
     def nodes(self) -> list[str]:
         """The addresses of the nodes that are alive, as the head knows it."""
         known = self.ask("/api/v0/nodes")["data"]["result"]["result"]
         return sorted(node["node_ip"] for node in known if node["state"] == "ALIVE")
 
-    @contextmanager
-    def tunnel(self, host: Host, port: int) -> Iterator[int]:
-        """A port of this machine that leads to the host's loopback through SSH."""
-        mine = _free_port()
-        forward = ["-N", "-o", "ExitOnForwardFailure=yes", "-L", f"127.0.0.1:{mine}:127.0.0.1:{port}"]
-        process = subprocess.Popen(self.hosts.ssh(host, *forward), stdin=subprocess.DEVNULL)
-        try:
-            wait_until(lambda: answers("127.0.0.1", mine), 20, lambda: "the tunnel does not open")
-            yield mine
-        finally:
-            process.terminate()
-            process.wait()
 
-
-def launch(hosts: Hosts, folder: Path) -> Laptop:
+@contextmanager
+def launched(hosts: Hosts, folder: Path) -> Iterator[Laptop]:
     """`ray up`: a cluster of all hosts, every node alive. It ends with the hosts, or by `down`."""
-    home = folder / "laptop"
+    home, port = folder / "laptop", _free_port()
     (home / "tmp").mkdir(parents=True)
-    laptop = Laptop(hosts, home, home / "cluster.yaml")
+    laptop = Laptop(hosts, home, home / "cluster.yaml", f"http://127.0.0.1:{port}")
     derive(hosts, laptop.cluster_file, f"kdtune-{os.getpid()}-{hosts.head.namespace}")
     laptop.must("ray", "get-auth-token", "--generate")
     (home / ".ray" / "auth_token").chmod(0o600)
     laptop.up()
     everyone = sorted(host.address for host in hosts.all)
-    wait_until(lambda: laptop.nodes() == everyone, 180, lambda: f"only {laptop.nodes()} came:\n{_log(hosts)}")
-    return laptop
+    with _tunnel(hosts, port):
+        wait_until(lambda: laptop.nodes() == everyone, 180, lambda: f"only {laptop.nodes()} came:\n{_log(hosts)}")
+        yield laptop
+
+
+@contextmanager
+def _tunnel(hosts: Hosts, port: int) -> Iterator[None]:
+    """This port of this machine leads to the head's dashboard through SSH."""
+    forward = ["-N", "-o", "ExitOnForwardFailure=yes", "-L", f"127.0.0.1:{port}:127.0.0.1:{DASHBOARD}"]
+    process = subprocess.Popen(hosts.ssh(hosts.head, *forward), stdin=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: answers("127.0.0.1", port), 20, lambda: "the tunnel does not open")
+        yield
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def answers(address: str, port: int) -> bool:

@@ -162,6 +162,7 @@ def _furnish(host: Host, everyone: Sequence[Host], key: Path) -> None:
     (host.folder / "tmp").mkdir()
     names = [f"{other.address} {other.name}" for other in everyone]
     (host.folder / "hosts").write_text("\n".join(["127.0.0.1 localhost", *names, ""]))
+    (host.folder / "nsswitch.conf").write_text("hosts: files\n")  # no name server is there to be waited for
     _make_key(host.folder / "host_key")
     shutil.copy(key.with_suffix(".pub"), host.folder / "authorized_keys")
     (host.folder / "sshd_config").write_text(SSHD.format(address=host.address, folder=host.folder))
