@@ -11,7 +11,6 @@ import torch
 from kdtune.errors import RunError
 from kdtune.experiment import Resources
 
-
 A_BYTE = 1.0
 
 

@@ -1,8 +1,11 @@
-"""What a trial costs besides training: 40 trials of the digits search, HyperOpt and ASHA included.
+"""What a trial costs besides training, HyperOpt and ASHA included: 40 trials of one worker, 20 of two.
 
 Search time runs from Tune's first action to its last, so the start of the trials' processes counts. Time inside
 `step` is what the trials' own epochs took, as trials.jsonl has it; with several slots it is divided by their number,
 since that is the wall-clock time in which they pass. `slot_seconds_a_trial` is the same loss as time of one slot.
+
+`train_seconds_a_trial` is what a further trial of two workers costs beyond its epochs, from the end of a group's first
+trial, before which the group was started, to the end of its last.
 """
 
 import json
@@ -17,41 +20,65 @@ import torch
 from kdtune.cli.options import default_file
 from kdtune.cli.progress import Lines
 from kdtune.experiment import load
-from kdtune.records import read_trials
+from kdtune.records import TrialRecord, read_trials
+from kdtune.search.board import Board
 from kdtune.search.placing import Node, place
 from kdtune.search.run import run_search
 
-TRIALS = 40
 REPEATS = 3
+KINDS = {1: 40, 2: 20}  # workers of a trial -> trials
 
 
-def measure() -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """seconds a trial outside `step`, over 40 trials"""
-    rows = [_once(repeat) for repeat in range(REPEATS)]
+class Stopwatch(Lines):
+    """When the trials ended, in seconds of the search."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ends: list[float] = []
+
+    def search_progress(self, board: Board) -> None:
+        super().search_progress(board)
+        while len(self.ends) < board.ended:
+            self.ends.append(board.seconds)
+
+
+def measure(repeats: int = REPEATS) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """seconds a trial outside its epochs, of one worker and of two under Ray Train"""
+    rows = [_once(repeat, workers) for repeat in range(repeats) for workers in KINDS]
+    one, two = ([row for row in rows if row["workers"] == workers] for workers in KINDS)
     return rows, {
-        key: statistics.median(row[key] for row in rows)
-        for key in ("seconds_a_trial", "slot_seconds_a_trial", "train_seconds_a_trial")
+        "seconds_a_trial": statistics.median(row["seconds_a_trial"] for row in one),
+        "slot_seconds_a_trial": statistics.median(row["slot_seconds_a_trial"] for row in one),
+        "train_seconds_a_trial": statistics.median(row["further_seconds_a_trial"] for row in two),
     }
 
 
-def _once(repeat: int) -> dict[str, Any]:
+def _once(repeat: int, workers: int) -> dict[str, Any]:
+    watch = Stopwatch()
     with tempfile.TemporaryDirectory() as folder:
-        overrides = [f"storage={folder}", f"search.trials={TRIALS}", "final.seeds=1", "final.baselines=[]"]
-        experiment = load(default_file(), overrides)
+        overrides = [f"storage={folder}", f"search.trials={KINDS[workers]}", f"resources.workers_per_trial={workers}"]
+        experiment = load(default_file(), [*overrides, "final.seeds=1", "final.baselines=[]"])
         here = Node(float(len(os.sched_getaffinity(0))), float(torch.cuda.device_count()))
         concurrent = place(experiment.resources, [here]).concurrent
-        run = run_search(experiment, Lines())
+        run = run_search(experiment, watch)
         trials = read_trials(Path(run) / "trials.jsonl")
         search = json.loads((Path(run) / "summary.json").read_text())["search"]
-        inside = sum(record.seconds + record.waited for trial in trials for record in trial.epochs)
+    inside = sum(map(_inside, trials))
+    further = watch.ends[-1] - watch.ends[0] - sum(map(_inside, trials[1:])) / concurrent
     return {
         "repeat": repeat,
+        "workers": workers,
         "trials": len(trials),
+        "stopped": search["stopped_early"],
         "concurrent": concurrent,
         "search_seconds": search["seconds"],
-        "step_seconds": inside,
+        "epoch_seconds": inside,
         # wall-clock time that the search adds, and the same as time of a slot that a trial could have used
         "seconds_a_trial": (search["seconds"] - inside / concurrent) / len(trials),
         "slot_seconds_a_trial": (search["seconds"] * concurrent - inside) / len(trials),
-        "train_seconds_a_trial": inside / len(trials),
+        "further_seconds_a_trial": further / (len(trials) - 1),
     }
+
+
+def _inside(trial: TrialRecord) -> float:
+    return sum(record.seconds + record.waited for record in trial.epochs)
