@@ -5,6 +5,7 @@
       DataError              the data set on disk
       ModelError             a model that cannot be built
       TeacherError           a teacher checkpoint that does not fit, or a teacher that has not learned
+      StorageError           an object store or a folder for runs that cannot be used
       CacheError             a teacher-logit cache that is damaged or belongs to something else
       RunError               a run folder that cannot be used
       ExportError            an export that cannot be made or read
@@ -16,6 +17,7 @@ A message says what was given, what is allowed and what to do next. Anything els
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import Self
 
 
 class KdtuneError(Exception):
@@ -43,6 +45,10 @@ class ExperimentError(KdtuneError):
         lines = "\n".join(f"  - {problem}" for problem in self.problems)
         super().__init__(f"{source}: {count}\n{lines}")
 
+    def __reduce__(self) -> tuple[type[Self], tuple[str, tuple[Problem, ...]]]:
+        """As it was made: it is raised on one node and told on another."""
+        return type(self), (self.source, self.problems)
+
 
 class DataError(KdtuneError):
     """The data set is missing, unreadable or does not fit the experiment."""
@@ -54,6 +60,10 @@ class ModelError(KdtuneError):
 
 class TeacherError(KdtuneError):
     """The teacher's weights do not fit its architecture, or the teacher has not learned the task."""
+
+
+class StorageError(KdtuneError):
+    """Where runs should lie cannot be understood, reached or seen by every node."""
 
 
 class CacheError(KdtuneError):

@@ -1,9 +1,10 @@
 """`summary.json`: the numbers people quote, made from what a run has recorded.
 
-    {"search": {"trials", "epochs_run", "epochs_full", "seconds", "stopped_early"},
+    {"search": {"trials", "epochs_run", "epochs_full", "seconds", "stopped_early",
+                "retried": [{"trial", "times", "error"}, ...]},
      "best": {"config", "val_accuracy"},
      "results": [{"name", "model", "test_accuracy": [one a seed], "mean", "std",
-                  "parameters", "size_mb", "latency_ms"}, ...],
+                  "parameters", "size_mb", "latency_ms"}, ...], "latency_on": a device,
      "classes": [...], "confusion": {"student alone": [[...]], "best": [[...]]}}
 
 Accuracies are fractions in 0..1; std is the sample's (n - 1), null for a single run. Confusion matrices count test
@@ -26,7 +27,7 @@ from kdtune.experiment import Experiment, Student, row
 from kdtune.models import count_parameters, rebuild_model
 from kdtune.records import ALONE, BEST, DISTILLED, TEACHER, TEXTBOOK_KD, write_text
 from kdtune.teacher import Teacher
-from kdtune.training import default_device, evaluate
+from kdtune.training import evaluate
 from kdtune.trial import Found, Materials
 
 LATENCY_RUNS, LATENCY_WARMUP = 100, 20
@@ -38,12 +39,12 @@ def summarise(
     lines: Sequence[Mapping[str, Any]],
     materials: Materials,
     found: Found | None,
+    device: torch.device,
 ) -> dict[str, Any]:
-    """The summary of a run whose final stage is complete; reads the test set once for each teacher.
+    """The summary of a run whose final stage is complete; reads the test set once for each teacher, on `device`.
 
     `lines` are those of final.jsonl; `found` is None where nothing was searched.
     """
-    device = default_device()
     dataset = materials.dataset.to(device)
     own = winner.teacher_name
     named = sorted(materials.teachers, key=lambda name: name != own)
@@ -68,12 +69,14 @@ def summarise(
             "epochs_full": sum(trial.epochs[-1].epochs for trial in found.trials) if found else 0,
             "seconds": found.outcome["seconds"] if found else 0.0,
             "stopped_early": found.outcome["stopped_early"] if found else 0,
+            "retried": found.outcome.get("retried", []) if found else [],
         },
         "best": {
             "config": dict(found.best.config) if found else {},
             "val_accuracy": found.best.val_accuracy if found else None,
         },
         "results": results,
+        "latency_on": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU, one thread",
         "classes": list(dataset.classes),
         "confusion": _confusion(lines),
     }

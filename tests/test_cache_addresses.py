@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from kdtune.cache import below, bucket
 from kdtune.cache.bucket import Bucket
-from kdtune.cache.store import Folder, names_below, store_at
+from kdtune.cache.store import Folder, store_at
 from kdtune.cli import main
-from kdtune.errors import CacheError
+from kdtune.errors import CacheError, StorageError
+from kdtune.storage import below, names_below, remote
 from tests.object_store import S3, ObjectStore, a_cache
 
 # --- what cannot be used
@@ -46,8 +46,8 @@ def test_wrong_credentials_are_told(s3: S3, object_store: ObjectStore) -> None:
 
 
 def test_a_machine_that_never_answers_is_not_waited_for(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bucket, "ANSWER_S", 1.0)
-    monkeypatch.setattr(bucket, "TRIES", 1)
+    monkeypatch.setattr(remote, "ANSWER_S", 1.0)
+    monkeypatch.setattr(remote, "TRIES", 1)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen(5)
@@ -98,5 +98,5 @@ def test_a_file_address_is_a_folder(tmp_path: Path) -> None:
     cache.ensure(0)
     assert (tmp_path / "a folder" / "key" / "00000.arrow").exists()
     assert names_below(address) == ["key"]
-    with pytest.raises(CacheError, match="file:///folder"):
+    with pytest.raises(StorageError, match="file:///folder"):
         store_at("file://folder")

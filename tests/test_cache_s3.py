@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from kdtune.cache import Place, below, bucket, mark_used, open_cache
+from kdtune.cache import Place, bucket, mark_used, open_cache
 from kdtune.cache.bucket import Bucket
-from kdtune.cache.store import names_below, store_at
+from kdtune.cache.store import store_at
 from kdtune.errors import CacheError
+from kdtune.storage import below, names_below
 from tests.object_store import (
     ROWS,
     S3,
@@ -240,7 +241,7 @@ def test_of_claims_that_come_at_once_one_is_held(s3: S3) -> None:
     for thread in threads:
         thread.join()
     assert sorted(held) == [False, False, False, True]
-    assert not Bucket(s3.address())._listed()
+    assert not Bucket(s3.address()).names()
 
 
 def test_the_claim_of_a_killed_process_is_taken_over_and_not_before(

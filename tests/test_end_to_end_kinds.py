@@ -15,10 +15,11 @@ from ray.cluster_utils import Cluster
 
 import kdtune
 from kdtune.cache import open_cache
-from kdtune.cache.store import below, names_below, store_at
+from kdtune.cache.store import store_at
 from kdtune.records import read_lines, read_trials
 from kdtune.search.columns import compute_columns
 from kdtune.search.session import session
+from kdtune.storage import below, names_below
 from kdtune.trial import Silent, prepare
 from tests.conftest import CPU, MakeExperiment
 from tests.object_store import S3

@@ -489,7 +489,9 @@ def summary_of(materials: Materials) -> Callable[[Experiment, list[dict[str, Any
     best = a_trial("0001", [0.5, 0.75, 0.8], 3)
     trials = [best, a_trial("0002", [0.4], 3), a_trial("0003", [0.3, 0.2], 2)]
     outcome = {"trial": "0001", "trials": 3, "stopped_early": 1, "seconds": 12.346}
-    return lambda experiment, lines: summarise(experiment, experiment, lines, materials, Found(trials, best, outcome))
+    return lambda experiment, lines: summarise(
+        experiment, experiment, lines, materials, Found(trials, best, outcome), CPU
+    )
 
 
 SummaryOf = Callable[[Experiment, list[dict[str, Any]]], dict[str, Any]]
@@ -500,7 +502,7 @@ def test_a_summary_has_exactly_its_keys(experiment: Experiment, summary_of: Summ
     write_summary(tmp_path, summary_of(experiment, LINES))
     summary = read_summary(tmp_path)
     assert summary == summary_of_without_latency(summary, summary_of(experiment, LINES))
-    assert summary.keys() == {"search", "best", "results", "classes", "confusion"}
+    assert summary.keys() == {"search", "best", "results", "latency_on", "classes", "confusion"}
     assert summary["search"].keys() == {"trials", "epochs_run", "epochs_full", "seconds", "stopped_early"}
     assert summary["best"].keys() == {"config", "val_accuracy"}
     for row in summary["results"]:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import fs
 from ray.tune.schedulers import TrialScheduler
 
 from kdtune.cli.options import default_file
@@ -19,7 +20,7 @@ from kdtune.experiment import Experiment, Resources, load, textbook, with_values
 from kdtune.experiment.space import active, parse
 from kdtune.records import EpochRecord, TrialRecord
 from kdtune.search import board as board_module
-from kdtune.search.asha import Asha, rungs_of
+from kdtune.search.asha import Asha, Whole, rungs_of
 from kdtune.search.board import Board, Recorder, Row, last_error
 from kdtune.search.final import jobs_of, state_file
 from kdtune.search.placing import Node, place
@@ -227,28 +228,29 @@ def ended_trial(folder: Path) -> Any:  # what of Tune's the recorder looks at
         trial_id="a",
         config=first_points(parse(DIGITS.search.space)[0], DIGITS)[0],
         last_result={"record": record(4).to_json()},
-        storage=SimpleNamespace(trial_fs_path=str(folder)),
+        storage=SimpleNamespace(trial_fs_path=str(folder), storage_filesystem=fs.LocalFileSystem()),
     )
 
 
 class TestRecorder:
     def test_a_state_that_tune_could_not_restore_is_an_error_and_no_new_search(self, tmp_path: Path) -> None:
         """Tune itself logs the failure and starts over."""
-        recorder = Recorder(tmp_path / "trials.jsonl", DIGITS, None, Unwatched(), resumed=True)
+        recorder = Recorder(tmp_path / "trials.jsonl", DIGITS, Whole(), Unwatched(), resumed=True)
         with pytest.raises(RunError, match="cannot be read"):
             recorder.setup()
-        recorder.set_state(Recorder(tmp_path / "trials.jsonl", DIGITS, None, Unwatched(), resumed=False).get_state())
+        recorder.set_state(Recorder(tmp_path / "trials.jsonl", DIGITS, Whole(), Unwatched(), resumed=False).get_state())
         recorder.setup()
 
     def test_a_checkpoint_outlives_its_trial_until_a_snapshot_knows_of_the_end(self, tmp_path: Path) -> None:
-        recorder = Recorder(tmp_path / "trials.jsonl", DIGITS, None, Unwatched(), resumed=False)
+        recorder = Recorder(tmp_path / "trials.jsonl", DIGITS, Whole(), Unwatched(), resumed=False)
         checkpoint = tmp_path / "trial" / "checkpoint_000001"
         checkpoint.mkdir(parents=True)
         ended = ended_trial(checkpoint.parent)
         recorder.on_trial_complete(1, [ended], ended)
         assert recorder.board.rows["0000"].status == "complete"
-        recorder.get_state()  # the snapshot that is being taken: the one on disk does not know yet
-        assert checkpoint.exists()
+        for _ in range(2):  # the snapshot that is being taken, and one that waits for it: none on disk knows yet
+            recorder.get_state()
+            assert checkpoint.exists()
         recorder.get_state()
         assert not checkpoint.exists()
 
@@ -266,7 +268,7 @@ class TestRecorder:
             return answer
 
         cache: Any = SimpleNamespace(views=4, there=there)
-        recorder = Recorder(tmp_path / "trials.jsonl", DIGITS, None, Unwatched(), resumed=False, caches=[cache])
+        recorder = Recorder(tmp_path / "trials.jsonl", DIGITS, Whole(), Unwatched(), resumed=False, caches=[cache])
         seen = []
         for step in range(5):
             recorder.on_step_end(step, [])
@@ -275,7 +277,7 @@ class TestRecorder:
 
     def test_the_line_about_a_trials_end_counts_the_columns_anew(self, tmp_path: Path) -> None:
         cache: Any = SimpleNamespace(views=4, there=lambda: 2)
-        recorder = Recorder(tmp_path / "trials.jsonl", DIGITS, None, Unwatched(), resumed=False, caches=[cache])
+        recorder = Recorder(tmp_path / "trials.jsonl", DIGITS, Whole(), Unwatched(), resumed=False, caches=[cache])
         recorder.looked = time.monotonic()
         recorder.on_step_end(1, [])
         assert recorder.board.columns == (0, 0)

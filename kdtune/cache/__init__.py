@@ -4,7 +4,7 @@ from kdtune.cache.copies import copies_in, default_copies
 from kdtune.cache.identity import MANIFEST, Identity, Manifest, check_saves, describe, identify
 from kdtune.cache.logits import Answers, LogitCache, Place, Seal, begin_cache, column_name, open_cache, seal_name
 from kdtune.cache.planning import Estimate, Speed, views_that_fit
-from kdtune.cache.store import below, store_at
+from kdtune.cache.store import store_at
 from kdtune.cache.upkeep import Kept, User, caches_in, mark_used, remove, short_keys, to_remove, users_of
 
 __all__ = [
@@ -20,7 +20,6 @@ __all__ = [
     "Speed",
     "User",
     "begin_cache",
-    "below",
     "caches_in",
     "check_saves",
     "column_name",

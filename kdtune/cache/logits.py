@@ -30,10 +30,11 @@ from torch import Tensor, nn
 from kdtune.cache.columns import Column, DamagedError, Draft, Hashing, hash_of, open_column
 from kdtune.cache.copies import Copies, default_copies
 from kdtune.cache.identity import MANIFEST, Identity, Manifest
-from kdtune.cache.store import Store, is_uri, store_at
+from kdtune.cache.store import Store, store_at
 from kdtune.data import Dataset, read
 from kdtune.errors import CacheError
 from kdtune.experiment import Data
+from kdtune.storage import is_uri
 from kdtune.training import evaluation_batch
 
 log = logging.getLogger(__name__)

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import unquote, urlsplit, urlunsplit
 
 from kdtune.cache.columns import Sink
 from kdtune.errors import CacheError
 from kdtune.records import PART, locked, write_bytes, writing
+from kdtune.storage import folder_of
 
 PIECE = 1 << 23  # bytes that are copied at once
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -155,39 +155,3 @@ def store_at(address: str) -> Store:
 
         return Bucket(address)
     return Folder(folder)
-
-
-def folder_of(address: str) -> Path | None:
-    """The folder that an address names; None where it is on an object store."""
-    if "://" not in address:
-        return Path(address)
-    parts = urlsplit(address)
-    if parts.scheme != "file":
-        return None
-    if parts.netloc not in ("", "localhost"):
-        raise CacheError(f"{address} names the machine {parts.netloc!r}; a folder is written file:///folder")
-    return Path(unquote(parts.path))
-
-
-def is_uri(address: str) -> bool:
-    """Whether an address is of an object store."""
-    return folder_of(address) is None
-
-
-def below(address: str, name: str) -> str:
-    """The address of `name` within a folder or an object store, whose options (after `?`) stay."""
-    folder = folder_of(address)
-    if folder is not None:
-        return str(folder.absolute() / name)
-    parts = urlsplit(address)
-    return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}"))
-
-
-def names_below(address: str) -> list[str]:
-    """Names of the folders in a folder or below an address; none where there is nothing yet."""
-    folder = folder_of(address)
-    if folder is None:
-        from kdtune.cache.bucket import folders_below
-
-        return folders_below(address)
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []

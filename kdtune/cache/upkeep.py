@@ -16,8 +16,9 @@ from typing import Literal
 
 from kdtune.cache.identity import KEY, MANIFEST, Manifest
 from kdtune.cache.logits import COLUMN, SEAL, Place, read_manifest
-from kdtune.cache.store import Store, below, names_below, store_at
+from kdtune.cache.store import Store, store_at
 from kdtune.errors import CacheError, nearest
+from kdtune.storage import below, names_below
 
 USED_BY = "used-by-"  # begins the name of a file that names a run
 ENDED = ("summary.json", "student/config.json")  # what a search leaves at its end, and `kdtune train`

@@ -45,6 +45,7 @@ class Lines:
         self.console.soft_wrap = not sys.stdout.isatty()  # a terminal's lines are broken between words
         self.began = time.monotonic()
         self._reported: set[str] = set()
+        self._retries: dict[str, int] = {}  # told already, by trial
         self._due = 0.0  # when a word about the files read is next
 
     def say(self, text: str) -> None:
@@ -117,9 +118,11 @@ class Lines:
 
     def search_resumed(self, board: "Board") -> None:
         self._reported = {row.trial for row in board.rows.values() if row.status != "running"}
+        self._retries = {row.trial: row.retries for row in board.rows.values()}
         self.say(f"search    taken up again with {board.ended} of {board.trials} trials done")
 
     def search_progress(self, board: "Board") -> None:
+        self.say_retries(board)
         for row in board.rows.values():
             if row.status != "running" and row.trial not in self._reported:
                 self._reported.add(row.trial)
@@ -129,8 +132,14 @@ class Lines:
                 )
                 self.say_failure(row)
 
+    def say_retries(self, board: "Board") -> None:
+        for row in board.rows.values():
+            if row.retries > self._retries.get(row.trial, 0):
+                self._retries[row.trial] = row.retries
+                self.say(f"trial {row.trial} was lost after epoch {row.epoch} and is taken up again: {row.error}")
+
     def say_failure(self, row: "Row") -> None:
-        if row.error:
+        if row.status == "failed":
             self.say(f"trial {row.trial} failed: {row.error}")
 
     def final_progress(self, done: int, total: int) -> None:
@@ -176,6 +185,7 @@ class Terminal(Lines):
 
     def search_progress(self, board: "Board") -> None:
         self.live.update(board_table(board))
+        self.say_retries(board)
         for row in board.rows.values():
             if row.status == "failed" and row.trial not in self._reported:
                 self._reported.add(row.trial)
@@ -304,6 +314,15 @@ def what_changed(summary: Mapping[str, Any]) -> list[str]:
         f"{label} taken for {answer}: {before:.1%} → {after:.1%}"
         for difference, label, answer, before, after in changes[:SHOWN_CHANGES]
         if difference
+    ]
+
+
+def retried(summary: Mapping[str, Any]) -> list[str]:
+    """A line for each trial that was lost and taken up again."""
+    return [
+        f"Trial {one['trial']} was taken up again {one['times']} time{'s' * (one['times'] > 1)}; the last reason: "
+        f"{one['error']}"
+        for one in summary["search"].get("retried", [])
     ]
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from kdtune.cli.progress import results_table, short_config, verdict, what_changed
+from kdtune.cli.progress import results_table, retried, short_config, verdict, what_changed
 from kdtune.report import read_summary
 
 
@@ -21,6 +21,7 @@ def print_results(folder: Path, console: Console) -> None:
         if found["trials"]
         else "Nothing was searched: the configuration is the file's own.",
         *(["Changed most: " + "; ".join(changes)] if changes else []),
+        *retried(summary),
         f"Student: {folder / 'student'}   Run: {folder}",
         *(f"The {row['name']} was {row['note']}." for row in summary["results"] if "note" in row),
     ):

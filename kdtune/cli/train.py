@@ -17,30 +17,28 @@ def train(file: File = None, overrides: Overrides = None) -> None:
     from kdtune.export import card, export_student
     from kdtune.records import append_line, mend
     from kdtune.training import default_device
-    from kdtune.trial import Bench, at_work, claim, columns_of, prepare, remember, with_assistants
+    from kdtune.trial import Bench, columns_of, prepare, remember, with_assistants, working
 
-    with resumable(), watcher() as watch:
-        folder = claim(experiment, SUFFIX)
-        with at_work(folder):
-            path = folder / "trials.jsonl"
-            mend(path)
-            device = default_device()
-            settled = with_assistants(experiment)
-            materials = prepare(settled, device, watch, columns=columns_of(folder))
-            remember(folder, materials)
-            trial = Bench(materials, device).start(settled, seed=experiment.search.seed)
-            for record in trial.resumable(folder / "trial.pt"):
-                append_line(path, {"trial": "0000", "config": {}, **record.to_json()})
-                watch.trial_epoch(record)
-            last = trial.history[-1]
-            if last.diverged:
-                raise KdtuneError(
-                    f"the student diverged in epoch {last.epoch}; lower train.learning_rate "
-                    f"({experiment.train.learning_rate}) and choose another name (--set name=...)"
-                )
-            text = card(experiment, materials.dataset, body=f"\nValidation accuracy {last.val_accuracy:.4f}.\n")
-            export_student(folder / "student", trial.student.network, experiment, materials.dataset, text)
-            watch.say(
-                f"student   {experiment.student.model}: {last.val_accuracy:.2%} of "
-                f"{len(materials.dataset.validation)} validation images, exported to {folder / 'student'}"
+    with resumable(), watcher() as watch, working(experiment, SUFFIX) as (folder, _):
+        path = folder / "trials.jsonl"
+        mend(path)
+        device = default_device()
+        settled = with_assistants(experiment)
+        materials = prepare(settled, device, watch, columns=columns_of(folder))
+        remember(folder, materials)
+        trial = Bench(materials, device).start(settled, seed=experiment.search.seed)
+        for record in trial.resumable(folder / "trial.pt"):
+            append_line(path, {"trial": "0000", "config": {}, **record.to_json()})
+            watch.trial_epoch(record)
+        last = trial.history[-1]
+        if last.diverged:
+            raise KdtuneError(
+                f"the student diverged in epoch {last.epoch}; lower train.learning_rate "
+                f"({experiment.train.learning_rate}) and choose another name (--set name=...)"
             )
+        text = card(experiment, materials.dataset, body=f"\nValidation accuracy {last.val_accuracy:.4f}.\n")
+        export_student(folder / "student", trial.student.network, experiment, materials.dataset, text)
+        watch.say(
+            f"student   {experiment.student.model}: {last.val_accuracy:.2%} of "
+            f"{len(materials.dataset.validation)} validation images, exported to {folder / 'student'}"
+        )

@@ -10,6 +10,7 @@ from kdtune.experiment.section import Section
 LEAST_TOP_K = 100
 MOST_TOP_K = 32_000  # classes are kept as 16-bit integers
 
+SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss")  # object stores that pyarrow.fs knows
 SECRET = re.compile(r"://[^/?#@:]*:\S*@|[?&]client_secret=")
 
 
@@ -17,10 +18,22 @@ def check_address(address: str) -> str:
     """Raises ValueError, which does not repeat it, where an address holds a secret: experiments are kept and shared."""
     if SECRET.search(address):
         raise ValueError(
-            "cache.storage holds a secret key, which would stay in the run's files. Leave it out of the address and "
+            "the address holds a secret key, which would stay in the run's files. Leave it out of the address and "
             "give it as the service's own tools take it (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, ~/.aws, ...)"
         )
     return address
+
+
+def check_storage(storage: str) -> str:
+    """Raises ValueError for what is neither a folder's name nor an address of an object store."""
+    if "\0" in storage:
+        raise ValueError("the name of a folder cannot hold the character NUL")
+    scheme, separator, _ = storage.partition("://")
+    if separator and scheme not in ("file", *SCHEMES):
+        raise ValueError(
+            f"expected a folder, or an address of {', '.join(f'{known}://' for known in SCHEMES)}, given {storage!r}"
+        )
+    return check_address(storage)
 
 
 class Cache(Section):

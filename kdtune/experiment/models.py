@@ -7,9 +7,9 @@ without importing torch; tests hold them equal to the registries where the thing
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator, model_validator
 
-from kdtune.experiment.caching import Cache
+from kdtune.experiment.caching import Cache, check_storage
 from kdtune.experiment.images import Data
 from kdtune.experiment.networks import INLINE, TEACHER_NAME, Student, Teacher, check_teachers
 from kdtune.experiment.objective import Distill
@@ -86,16 +86,9 @@ class Experiment(Section):
     final: Final = Field(default_factory=Final)
     cache: Cache = Field(default_factory=Cache, description="The teacher's answers, kept for all trials.")
     resources: Resources = Field(default_factory=Resources)
-    storage: str = Field("runs", min_length=1, description="Folder of all runs; NFS when nodes share it.")
-
-    @field_validator("storage")
-    @classmethod
-    def _storage_is_a_folder(cls, storage: str) -> str:
-        if "\0" in storage:
-            raise ValueError("the name of a folder cannot hold the character NUL")
-        if "://" in storage:
-            raise ValueError(f"expected a folder that this machine can write, given the address {storage!r}")
-        return storage
+    storage: Annotated[str, Field(min_length=1), AfterValidator(check_storage)] = Field(
+        "runs", description="Folder of all runs, which the nodes of a cluster share, or an address (s3://bucket/runs)."
+    )
 
     @model_validator(mode="after")
     def _grace_within_the_run(self) -> Self:

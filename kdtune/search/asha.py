@@ -27,11 +27,32 @@ def rungs_of(grace: int, factor: float, epochs: int) -> list[int]:
     return rungs
 
 
-class Asha(FIFOScheduler):
+class Whole(FIFOScheduler):
+    """Lets every trial run to its end. It is told of ends first, with the controller, who can save Tune's state."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.controller: Any = None
+
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
+        self.controller = tune_controller
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        self.controller = tune_controller
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed search needs to know of the trials so far."""
+        return {}
+
+    def restore_state(self, state: dict[str, Any]) -> None:
+        """There is nothing to know."""
+
+
+class Asha(Whole):
     """Higher metric is better."""
 
     def __init__(self, grace: int, factor: float, epochs: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.factor = factor
         self.rungs: dict[int, dict[str, float]] = {rung: {} for rung in rungs_of(grace, factor, epochs)}
         self.stopped_at: dict[str, int] = {}

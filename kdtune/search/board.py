@@ -2,16 +2,19 @@
 
 `Recorder` is a Tune callback. It appends one line an epoch, keeps the `Board` up to date, tells the watcher, deletes
 the checkpoints of trials that have ended, and saves the scheduler's rungs with Tune's own snapshots (Tune saves the
-sampler but forgets the scheduler, ray#30838).
+sampler but forgets the scheduler, ray#30838). Tune takes a snapshot every ten seconds or more seldom; the recorder asks
+for one whenever a trial has ended, so that after a crash no trial runs twice.
 """
 
-import shutil
+import logging
+import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from pyarrow import fs
 from ray import tune
 from ray.tune.experiment import Trial
 
@@ -19,10 +22,13 @@ from kdtune.cache import LogitCache
 from kdtune.errors import CacheError, RunError
 from kdtune.experiment import Experiment
 from kdtune.experiment.space import active, parse
-from kdtune.records import EpochRecord, append_line, mend
-from kdtune.search.asha import Asha
+from kdtune.records import EpochRecord, append_line, last_epochs, mend, take_back
+from kdtune.search.asha import Whole
+
+log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 5.0  # at the columns of caches
+PAUSES = 5  # times as long as a snapshot takes there is none that is asked for
 
 
 @dataclass
@@ -34,7 +40,8 @@ class Row:
     epoch: int = 0
     val_accuracy: float = 0.0
     status: str = "running"  # then: complete, stopped, diverged, failed
-    error: str = ""  # of a failed trial: the exception, without its traceback
+    error: str = ""  # of a trial that failed or was retried: the last exception, without its traceback, and where
+    retries: int = 0  # how often it was taken up again, from its last checkpoint
 
 
 @dataclass
@@ -74,18 +81,31 @@ class Board:
         return self.seconds / done * max(expected - done, 0)
 
 
-def remove_checkpoints(trials: list[Path]) -> None:
+Place = tuple[fs.FileSystem, str]  # a trial's folder, where Tune keeps it
+
+
+def remove_checkpoints(trials: Sequence[Place]) -> None:
     """An ended trial is not taken up again."""
-    for trial in trials:
-        for checkpoint in trial.glob("checkpoint_*"):
-            shutil.rmtree(checkpoint)
+    for files, path in trials:
+        try:
+            entries = files.get_file_info(fs.FileSelector(path, allow_not_found=True))
+            for entry in entries:
+                if entry.base_name.startswith("checkpoint_"):
+                    files.delete_dir(entry.path)
+        except OSError as error:  # a storage that fails for a while: they take room and do no harm
+            log.warning("checkpoints of an ended trial stay in %s: %s", path, error)
 
 
 def last_error(text: str) -> str:
-    """The exception at the end of a traceback, with its message."""
-    lines = text.strip().splitlines()
-    starts = [k for k, line in enumerate(lines) if line and not line[0].isspace() and ":" in line]
-    return "\n".join(lines[starts[-1] :] if starts else lines[-1:])
+    """The exception at the end of what Tune has written of a trial's failures, its message, and the node's address."""
+    text = re.split(r"^Failure # \d+ .*$", text, flags=re.MULTILINE)[-1].strip()
+    lines = text.splitlines()
+    starts = [k for k, line in enumerate(lines) if re.match(r"[\w.()]+: ", line)]
+    if text.startswith("The actor died") or "ActorDied" in text or not starts:
+        shown, where = lines[0] if lines else "", re.search(r"\bip(?: of the dead actor)?: ?(\S+)", text)
+    else:
+        shown, where = "\n".join(lines[starts[-1] :]), re.search(r"\bip=([^\s,)]+)", text)
+    return f"{shown} (node {where[1]})" if where else shown
 
 
 class BoardWatcher(Protocol):
@@ -95,16 +115,22 @@ class BoardWatcher(Protocol):
     def search_progress(self, board: Board) -> None: ...
 
 
+def _why(trial: Trial) -> str:
+    # get_error() reads the copy in storage, which is made only later
+    return last_error(Path(trial.error_file).read_text()) if trial.error_file else "no reason was recorded"
+
+
 class Recorder(tune.Callback):
     def __init__(
         self,
         path: Path,
         experiment: Experiment,
-        scheduler: Asha | None,
+        scheduler: Whole,
         watch: BoardWatcher,
         *,
         resumed: bool,
         caches: Sequence[LogitCache] = (),
+        before_snapshot: Callable[[], None] = lambda: None,
     ) -> None:
         self.path = path
         self.experiment = experiment
@@ -116,13 +142,16 @@ class Recorder(tune.Callback):
         self.looked = 0.0  # when the caches were looked at
         self.resumed = resumed
         self.restored = False
-        self.ended: list[Path] = []  # folders of trials that have ended since the last snapshot
-        self.spent: list[Path] = []  # of trials that had ended when it was taken
+        self.before_snapshot = before_snapshot  # records are on the storage before Tune's state that relies on them
+        self.ended: list[list[Place]] = [[], [], []]  # since the last snapshot, before it, before the one before it
+        self.unsaved = False  # whether a trial has ended since the last snapshot
+        self.save_again = 0.0  # not before this time
         self.numbers: dict[str, str] = {}
         self.failure: OSError | None = None
         self.before = 0.0  # seconds of the runs that this one resumes
         self.began = time.monotonic()
         mend(path)
+        self.said = last_epochs(path)  # in the records, by number of the trial
 
     def setup(self, *_: Any, **info: Any) -> None:
         """Tune calls it once it has tried to restore; where that failed it would start over without a word."""
@@ -136,6 +165,11 @@ class Recorder(tune.Callback):
         """Ten times a second. Columns grow while no trial has anything to report, and that is worth seeing."""
         if time.monotonic() - self.looked > LOOK_EVERY_S and self._count_columns():
             self._tell()
+        began = time.monotonic()
+        if self.unsaved and began >= self.save_again:
+            self.scheduler.controller.checkpoint(force=True)
+            ended = time.monotonic()
+            self.save_again = ended + PAUSES * (ended - began)  # on a slow storage it waits for the snapshot before
 
     def _count_columns(self) -> bool:
         """Whether there was anything to count: once all columns are there, they stay."""
@@ -159,7 +193,10 @@ class Recorder(tune.Callback):
     ) -> None:
         row = self._row(trials, trial)
         try:
+            if self.said.get(row.trial, 0) >= result["epoch"]:
+                take_back(self.path, row.trial, result["epoch"])
             append_line(self.path, {"trial": row.trial, "config": row.config, **result["record"]})
+            self.said[row.trial] = result["epoch"]
         except OSError as error:  # Tune would pass it on as text only
             self.failure = error
             raise
@@ -171,26 +208,33 @@ class Recorder(tune.Callback):
         row = self._row(trials, trial)
         row.status = "diverged" if record.diverged else "complete" if record.last else "stopped"
         assert trial.storage is not None
-        self.ended.append(Path(trial.storage.trial_fs_path))
+        self.ended[0].append((trial.storage.storage_filesystem, trial.storage.trial_fs_path))
+        self.unsaved = True
         self._count_columns()  # a line about its end should not tell of seconds ago
+        self._tell()
+
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        row = self._row(trials, trial)
+        row.error, row.retries = _why(trial), row.retries + 1
         self._tell()
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         row = self._row(trials, trial)
-        # get_error() reads the copy in storage, which is made only later
-        text = Path(trial.error_file).read_text() if trial.error_file else "no reason was recorded"
-        row.status, row.error = "failed", last_error(text)
+        row.status, row.error = "failed", _why(trial)
+        self.unsaved = True
         self._tell()
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
-        remove_checkpoints([*self.spent, *self.ended])
+        remove_checkpoints([place for places in self.ended for place in places])
 
     def get_state(self) -> dict[str, Any]:
-        """Called for each snapshot. Checkpoints go only when a snapshot that knows of their end is on disk."""
-        remove_checkpoints(self.spent)
-        self.spent, self.ended = self.ended, []
+        """Called for each snapshot. Checkpoints go only when one that knows of their end is whole: two snapshots on."""
+        self.before_snapshot()
+        new, known, whole = self.ended
+        remove_checkpoints(whole)
+        self.ended, self.unsaved = [[], new, known], False
         return {
-            "rungs": self.scheduler.state() if self.scheduler else None,
+            "rungs": self.scheduler.state(),
             "numbers": self.numbers,
             "rows": self.board.rows,
             "seconds": self.seconds,
@@ -198,7 +242,7 @@ class Recorder(tune.Callback):
 
     def set_state(self, state: dict[str, Any]) -> None:
         self.restored = True
-        if self.scheduler and state["rungs"]:
+        if state["rungs"]:
             self.scheduler.restore_state(state["rungs"])
         self.numbers = state["numbers"]
         # failed trials are tried again

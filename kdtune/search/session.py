@@ -13,6 +13,7 @@ from typing import Any
 import ray
 import torch
 
+from kdtune.errors import RunError
 from kdtune.experiment import Resources
 from kdtune.search.placing import Node, Slots, place
 
@@ -29,24 +30,27 @@ ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # Ray Train looks at a group's workers, which start and end with it
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process a group; trials look for a notice themselves
 }
+# On a cluster its workers get all of it from here: they were not started by this process.
+ON_CLUSTER = {
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1200",  # a cloud takes minutes to start the nodes of a group
+    "OMP_WAIT_POLICY": "PASSIVE",  # as `kdtune.cli` sets it here
+}
 
 
 @contextmanager
 def session(resources: Resources, address: str = LOCAL) -> Iterator[Slots]:
     """Starts Ray here, or joins the cluster at `address`, unless this process is connected already; leaves it again."""
-    for name, value in ENVIRONMENT.items():
+    settings = ENVIRONMENT if address == LOCAL else ENVIRONMENT | ON_CLUSTER
+    for name, value in settings.items():
         os.environ.setdefault(name, value)
     started = not ray.is_initialized()
     if started:
         # GPUs: what this torch can use, not what the machine has
         own: dict[str, Any] = {"num_gpus": torch.cuda.device_count(), "include_dashboard": False}
-        ray.init(
-            address=address,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            configure_logging=True,
-            **(own if address == LOCAL else {}),
-        )
+        if address != LOCAL:
+            os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")  # a job may set the same ones: they are here
+            own = {"runtime_env": {"env_vars": {name: os.environ[name] for name in settings}}}
+        _connect(address, own)
     logging.getLogger("ray").setLevel(logging.ERROR)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failed trials are told by the recorder, once
     try:
@@ -54,6 +58,17 @@ def session(resources: Resources, address: str = LOCAL) -> Iterator[Slots]:
     finally:
         if started:
             ray.shutdown()
+
+
+def _connect(address: str, own: dict[str, Any]) -> None:
+    """Raises RunError where no cluster answers at the address."""
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **own)
+    except ConnectionError as error:
+        raise RunError(
+            f"no Ray cluster answers at {address!r}: {error}. Start one (`ray start --head`, `ray up cluster.yaml`), "
+            f"or search on this machine (--local)"
+        ) from error
 
 
 def nodes() -> list[Node]:

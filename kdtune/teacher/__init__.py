@@ -10,6 +10,7 @@ finds it instead of training it again. Assistants are students first: the room `
 from kdtune.teacher.checkpoints import fit_weights, read_weights
 from kdtune.teacher.kept import Ensemble, Teacher, check_it_has_learned, find, fingerprint, keep, weights_of
 from kdtune.teacher.obtaining import (
+    TEACHERS,
     Plan,
     brought_along,
     diverged,
@@ -22,6 +23,7 @@ from kdtune.teacher.obtaining import (
 )
 
 __all__ = [
+    "TEACHERS",
     "Ensemble",
     "Plan",
     "Teacher",

@@ -8,10 +8,11 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,8 @@ from kdtune.models import rebuild_model
 from kdtune.records import write_bytes, write_text
 from kdtune.teacher.checkpoints import fit_weights
 from kdtune.training import evaluate
+
+WEIGHTS = "teacher.safetensors"
 
 
 @dataclass(frozen=True)
@@ -38,13 +41,20 @@ class Teacher:
     depth: int = 0  # 1 if it was trained here on labels, one more than its own teacher if it is an assistant
     options: Mapping[str, Any] = field(default_factory=dict)  # whatever the model takes
     members: tuple["Teacher", ...] = ()  # of an ensemble
+    # teacher.safetensors itself, to travel to nodes that do not see the folder: uint8, so that Ray's object store
+    # hands all processes of a node the same memory
+    content: np.ndarray[Any, np.dtype[np.uint8]] | None = field(default=None, compare=False, repr=False)
 
     def load(self, device: torch.device) -> nn.Module:
         """The network in eval mode, its parameters frozen."""
         if self.members:
             network: nn.Module = Ensemble([member.load(device) for member in self.members])
         else:
-            weights = safetensors.torch.load_file(Path(self.folder) / "teacher.safetensors")
+            weights = (
+                safetensors.torch.load_file(Path(self.folder) / WEIGHTS)
+                if self.content is None
+                else safetensors.torch.load(self.content.tobytes())
+            )
             if fingerprint(self.model, weights, self.options) != self.fingerprint:
                 raise TeacherError(
                     f"{self.folder}: teacher.safetensors is not what teacher.json describes; remove the folder"
@@ -52,6 +62,12 @@ class Teacher:
             network = rebuild_model(self.model, self.image_shape, self.classes, self.options)
             fit_weights(network, weights, f"{self.folder} into {self.model} (its code has changed? Remove the folder)")
         return network.to(device).eval().requires_grad_(requires_grad=False)
+
+    def carried(self) -> "Teacher":
+        """The same with its weights, for processes that do not see its folder."""
+        if self.members:
+            return replace(self, members=tuple(member.carried() for member in self.members))
+        return replace(self, content=np.fromfile(Path(self.folder) / WEIGHTS, dtype=np.uint8))
 
 
 class Ensemble(nn.Module):
@@ -110,7 +126,7 @@ def keep(
 ) -> Teacher:
     """Measures a network on the validation images and keeps it; a `depth` of 0 is a network brought along."""
     weights = weights_of(network)
-    write_bytes(folder / "teacher.safetensors", safetensors.torch.save(weights))
+    write_bytes(folder / WEIGHTS, safetensors.torch.save(weights))
     teacher = Teacher(
         folder=str(folder),
         model=name,
@@ -152,8 +168,9 @@ def _accuracy(network: nn.Module, dataset: Dataset) -> float:
 
 def _describe(teacher: Teacher) -> Teacher:
     """Writes teacher.json, which makes the folder whole."""
-    known = {**asdict(teacher), "members": [member.folder for member in teacher.members]}
-    del known["folder"]
+    fields = asdict(replace(teacher, content=None, members=()))
+    known = {**fields, "members": [member.folder for member in teacher.members]}
+    del known["folder"], known["content"]
     write_text(Path(teacher.folder) / "teacher.json", json.dumps(known, indent=2))
     return teacher
 

@@ -20,6 +20,7 @@ from kdtune.experiment import Data, Distill, Experiment
 from kdtune.experiment import Teacher as Section
 from kdtune.models import build_model, rebuild_model
 from kdtune.records import EpochRecord, locked, write_bytes
+from kdtune.storage import local_root
 from kdtune.teacher.checkpoints import fit_weights, read_weights
 from kdtune.teacher.kept import Teacher, find, fingerprint, fingerprint_together, keep, keep_ensemble
 from kdtune.training import CrossEntropy, from_bytes, new_state, to_bytes, train
@@ -27,12 +28,16 @@ from kdtune.training import CrossEntropy, from_bytes, new_state, to_bytes, train
 OWN_VIEWS = 1 << 32  # added to view_seed: the cache asks about views on which the teacher was not trained
 OF_TEACHERS = 2  # this stream of a seed
 SAVE_EVERY_S = 30.0
+TEACHERS = ".teachers"
 OnEpoch = Callable[[EpochRecord], None]
 
 
 def store_of(experiment: Experiment) -> Path:
-    """Where teachers are kept, beside the runs: searches with the same data and teacher share it."""
-    return Path(experiment.storage).resolve() / ".teachers"
+    """Where teachers are kept, beside the runs: searches with the same data and teacher share it.
+
+    Of an object store it is the folder here from which they are copied there.
+    """
+    return local_root(experiment.storage).resolve() / TEACHERS
 
 
 def own_views(data: Data, depth: int) -> Data:

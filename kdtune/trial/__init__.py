@@ -5,6 +5,7 @@ from kdtune.trial.caches import begin_caches, place_of, storage_of, views_needed
 from kdtune.trial.forecast import Forecast, Planned, forecasts
 from kdtune.trial.materials import Materials, Progress, Silent, check_networks, prepare
 from kdtune.trial.run_folder import (
+    TUNE,
     Found,
     assistant_folder,
     at_work,
@@ -16,11 +17,13 @@ from kdtune.trial.run_folder import (
     remember,
     winner_of,
     with_assistants,
+    working,
 )
 from kdtune.trial.running import Tested, Trial
 from kdtune.trial.teachers import kept_already, locate, obtain
 
 __all__ = [
+    "TUNE",
     "Bench",
     "Forecast",
     "Found",
@@ -50,4 +53,5 @@ __all__ = [
     "views_needed",
     "winner_of",
     "with_assistants",
+    "working",
 ]

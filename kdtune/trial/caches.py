@@ -15,7 +15,6 @@ from kdtune.cache import (
     LogitCache,
     Place,
     begin_cache,
-    below,
     describe,
     identify,
     store_at,
@@ -25,6 +24,7 @@ from kdtune.data import Dataset
 from kdtune.experiment import Experiment
 from kdtune.experiment.chain import configurations, teachers_of_students
 from kdtune.experiment.space import parse
+from kdtune.storage import below
 from kdtune.teacher import Teacher
 from kdtune.trial.teachers import kept_already
 

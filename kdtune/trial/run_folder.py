@@ -5,7 +5,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,21 +16,23 @@ from kdtune.errors import CacheError, ExperimentError, RunError, TeacherError
 from kdtune.experiment import Experiment, differences, dump, load
 from kdtune.experiment.chain import assistant, in_order, searched_assistants, settled
 from kdtune.records import TrialRecord, locked, read_trials, write_text
+from kdtune.storage import OWNER, Mirror, below, is_uri, local_root, mirrored
 from kdtune.teacher import Teacher
 from kdtune.trial.materials import Materials
 
 log = logging.getLogger(__name__)
 
 COLUMNS = "columns"  # in materials.json
+TUNE = "ray"  # folder of Ray Tune's own state
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def claim(experiment: Experiment, suffix: str = "") -> Path:
-    """The folder `<storage>/<name><suffix>` with experiment.yaml in it.
+    """The folder `<storage>/<name><suffix>` with experiment.yaml in it; of an object store, its mirror here.
 
     Raises RunError where the folder holds another experiment (nothing is touched) or cannot be written.
     """
-    folder = Path(experiment.storage) / f"{experiment.name}{suffix}"
+    folder = local_root(experiment.storage) / f"{experiment.name}{suffix}"
     try:
         folder = folder.resolve()
         kept = folder / "experiment.yaml"
@@ -57,7 +59,7 @@ def claim(experiment: Experiment, suffix: str = "") -> Path:
 
 def _is_ours(entry: Path) -> bool:
     """Whether it is what a claim itself leaves in a folder."""
-    return entry.name in ("experiment.yaml", ".lock") or entry.suffix == ".part"
+    return entry.name in ("experiment.yaml", ".lock", OWNER) or entry.suffix == ".part"
 
 
 @contextmanager
@@ -68,6 +70,23 @@ def at_work(folder: Path) -> Iterator[None]:
             yield
     except BlockingIOError as error:
         raise RunError(f"another kdtune is at work in {folder}; wait for it, or choose another name") from error
+
+
+@contextmanager
+def working(experiment: Experiment, suffix: str = "") -> Iterator[tuple[Path, Mirror | None]]:
+    """The run folder, claimed and held for this process; with its mirror, where the storage is an object store.
+
+    Raises RunError like `claim` and `at_work`.
+    """
+    with ExitStack() as stack:
+        mirror = None
+        if is_uri(experiment.storage):
+            name = f"{experiment.name}{suffix}"
+            folder = local_root(experiment.storage) / name
+            mirror = stack.enter_context(mirrored(below(experiment.storage, name), folder, apart=(TUNE,)))
+        folder = claim(experiment, suffix)
+        stack.enter_context(at_work(folder))
+        yield folder, mirror
 
 
 def made_of(dataset: Dataset, teachers: Mapping[str, Teacher] | None = None) -> dict[str, object]:
@@ -155,7 +174,7 @@ def winner_of(folder: Path) -> Found | None:
 
 def assistant_folder(experiment: Experiment, name: str) -> Path:
     """Where the search of an assistant is kept: inside the run's own folder."""
-    return Path(experiment.storage).resolve() / experiment.name / "assistants" / name
+    return local_root(experiment.storage).resolve() / experiment.name / "assistants" / name
 
 
 def with_assistants(experiment: Experiment) -> Experiment:

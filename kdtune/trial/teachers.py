@@ -7,8 +7,8 @@ students do not see, and never from the validation images. Mirzadeh et al. 2020,
 Teacher Assistant"; with its own size over generations it is Furlanello et al. 2018, "Born-Again Neural Networks".
 """
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +22,9 @@ from kdtune.experiment import Teacher as Section
 from kdtune.experiment.chain import assistant, in_order, next_generation
 from kdtune.models import Tapped
 from kdtune.records import EpochRecord
+from kdtune.storage import Mirror, below, in_step, is_uri
 from kdtune.teacher import (
+    TEACHERS,
     Plan,
     Teacher,
     brought_along,
@@ -49,7 +51,8 @@ def obtain(experiment: Experiment, dataset: Dataset, device: torch.device, on_ep
     """
 
     def make(name: str, plan: Plan) -> Teacher:
-        teacher = plan.obtain()
+        with _there_too(experiment, plan):
+            teacher = plan.obtain()
         check_it_has_learned(teacher, dataset, section_of(experiment, name))
         return teacher
 
@@ -60,7 +63,7 @@ def locate(experiment: Experiment, dataset: Dataset) -> dict[str, Teacher]:
     """Every teacher that the experiment needs, kept already; trains and measures nothing. Raises TeacherError."""
 
     def look(name: str, plan: Plan) -> Teacher:
-        teacher = find(plan.folder)
+        teacher = _kept(experiment, plan)
         if teacher is None:
             store = store_of(experiment)
             raise TeacherError(f"the experiment's teacher {name!r} is not in {store} yet; `kdtune teacher` makes it")
@@ -73,12 +76,32 @@ def kept_already(experiment: Experiment, dataset: Dataset) -> dict[str, Teacher]
     """Like `locate`, without those that are not kept yet, and assistants whose own search has not run."""
 
     def look(name: str, plan: Plan) -> Teacher:
-        teacher = find(plan.folder)
+        teacher = _kept(experiment, plan)
         if teacher is None:
             raise _NotKeptError
         return teacher
 
     return _Teachers(experiment, dataset, torch.device("cpu"), lambda name, record: None, look).some()
+
+
+@contextmanager
+def _there_too(experiment: Experiment, plan: Plan) -> Iterator[None]:
+    """On an object store a teacher lies as well, its unfinished training included: any machine goes on with it."""
+    if not is_uri(experiment.storage):
+        yield
+        return
+    with in_step(_address(experiment, plan), plan.folder):
+        yield
+
+
+def _kept(experiment: Experiment, plan: Plan) -> Teacher | None:
+    if is_uri(experiment.storage):
+        Mirror(_address(experiment, plan), plan.folder).pull()
+    return find(plan.folder)
+
+
+def _address(experiment: Experiment, plan: Plan) -> str:
+    return below(below(experiment.storage, TEACHERS), plan.folder.name)
 
 
 class _NotKeptError(Exception):

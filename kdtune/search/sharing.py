@@ -1,0 +1,110 @@
+"""What the nodes of a cluster share: where an experiment's storage lies, and whether every node sees it.
+
+experiment = on_cluster(experiment)      # a relative storage below $KDTUNE_STORAGE, else below ~/kdtune
+check_seen(folder)                       # with Ray running
+leave_link(folder)                       # ~/.kdtune/runs/<name>, for whoever fetches the run and knows only its name
+"""
+
+import os
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import ray
+from pyarrow import fs
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from kdtune.errors import StorageError
+from kdtune.experiment import Experiment
+from kdtune.experiment.caching import check_storage
+from kdtune.records import PART
+from kdtune.storage import PATIENT, Remote, below, folder_of, is_uri
+
+STORAGE = "KDTUNE_STORAGE"
+APPEARS_S = 5.0  # a file written on one node is seen by the others within this time
+
+
+def on_cluster(experiment: Experiment) -> Experiment:
+    """The experiment with its relative folders where all nodes find them. Raises StorageError over KDTUNE_STORAGE."""
+    shared = os.environ.get(STORAGE) or str(Path.home() / "kdtune")
+    try:
+        check_storage(shared)
+    except ValueError as error:
+        raise StorageError(f"{STORAGE}: {error}") from error
+    folder = folder_of(shared)
+    if folder is not None and not folder.is_absolute():
+        raise StorageError(
+            f"{STORAGE} is {shared!r}: expected an absolute folder that all nodes share, or an address such as "
+            f"s3://bucket/kdtune. Correct it where the nodes are started"
+        )
+    cache = experiment.cache
+    if cache.storage is not None:
+        cache = cache.model_copy(update={"storage": _placed(shared, cache.storage)})
+    return experiment.model_copy(update={"storage": _placed(shared, experiment.storage), "cache": cache})
+
+
+def _placed(shared: str, storage: str) -> str:
+    folder = folder_of(storage)
+    return storage if folder is None or folder.is_absolute() else below(shared, folder.as_posix())
+
+
+def check_seen(folder: Path) -> None:
+    """Raises StorageError that names the nodes which cannot write a folder that this one can."""
+    nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
+    if len(nodes) < 2:
+        return
+    marker = folder / f".{uuid.uuid4().hex}.seen{PART}"
+    marker.write_text("")
+    look: Any = ray.remote(num_cpus=0, max_retries=0)(_sees)
+    try:
+        asked = {
+            name: look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(name, soft=False)).remote(marker)
+            for name in nodes
+        }
+        blind = sorted({nodes[name] for name, answer in asked.items() if not _answered(answer)})
+    finally:
+        marker.unlink(missing_ok=True)
+    if blind:
+        raise StorageError(
+            f"{folder} is a folder of this machine, which {len(blind)} of {len(nodes)} nodes cannot see or write: "
+            f"{', '.join(blind[:8])}. Trials on them could not save anything. Mount one folder on all nodes and set "
+            f"{STORAGE} to it where they are started, or use an address (s3://bucket/kdtune)"
+        )
+
+
+def _answered(answer: Any) -> bool:
+    try:
+        return bool(ray.get(answer))
+    except ray.exceptions.RayError:  # a node that was lost meanwhile is no reason
+        return True
+
+
+def _sees(marker: Path) -> bool:
+    began = time.monotonic()
+    while not marker.exists():
+        if time.monotonic() - began > APPEARS_S:
+            return False
+        time.sleep(0.2)
+    return os.access(marker.parent, os.W_OK)
+
+
+def leave_link(folder: Path) -> None:
+    """`~/.kdtune/runs/<name>`, which leads to the run folder."""
+    links = Path.home() / ".kdtune" / "runs"
+    links.mkdir(parents=True, exist_ok=True)
+    fresh = links / f".{uuid.uuid4().hex}{PART}"
+    fresh.symlink_to(folder)
+    fresh.replace(links / folder.name)
+
+
+def files_of(storage: str, name: str) -> tuple[fs.FileSystem, str]:
+    """Where Tune keeps the state of the run `name`: a file system and a path in it; any node can write there.
+
+    Raises StorageError where the address cannot be understood or reached.
+    """
+    address = below(storage, name)
+    if is_uri(storage):
+        remote = Remote(address, tries=PATIENT)
+        return remote.files, remote.root
+    return fs.LocalFileSystem(), str(folder_of(address))

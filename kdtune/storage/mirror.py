@@ -1,0 +1,217 @@
+"""A folder on this machine whose other copy lies on an object store: what a search appends to and reads at once stays
+here, and goes there soon.
+
+    with in_step(address, folder) as mirror:      # pulled first; what changes is pushed every few seconds
+        mirror.push()                             # or now
+    with mirrored(address, folder) as mirror:     # for one process at a time, on whatever machine
+
+Who holds the copy has a mark there, the object `.owner`, and renews it. The folder that held it last goes on at once,
+even after a crash. Any other waits until the mark stays as it is, and takes what is there instead of its own. A
+process that was overtaken in this way, having stood still for a minute, never writes there again.
+"""
+
+import json
+import logging
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from kdtune.errors import KdtuneError, RunError
+from kdtune.records import PART, locked, write_bytes, write_text
+from kdtune.storage.remote import Remote
+
+log = logging.getLogger(__name__)
+
+PUSH_EVERY_S = 10.0
+DEAD_S = 60.0  # a mark that has not changed for so long is that of a process that has ended
+LOOK_EVERY_S = 2.0
+SETTLE_S = 0.5  # after this long a new mark is read again: of two that came at once the later one holds
+OWNER = ".owner"
+
+
+class Mirror:
+    """Raises StorageError while the store is out of reach."""
+
+    def __init__(self, address: str, folder: Path, *, apart: tuple[str, ...] = ()) -> None:
+        self.remote = Remote(address)
+        self.folder = folder
+        self.apart = apart  # names of folders that are none of the mirror's, wherever they are
+        self.pushed: dict[str, tuple[int, int]] = {}  # by name: time of change (ns) and bytes
+        self.lock = threading.Lock()
+
+    def pull(self) -> None:
+        """Every file that is there, instead of the one here."""
+        for name in self.remote.names(recursive=True):
+            content = self.remote.read(name) if self._is_ours(name) else None
+            if content is not None:
+                (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+                write_bytes(self.folder / name, content)
+        self.pushed = self._here()
+
+    def push(self) -> None:
+        """What has changed, in the order in which it was written: no file is there before what it relies on."""
+        with self.lock:
+            here = self._here()
+            for mark, name in sorted((mark, name) for name, mark in here.items() if self.pushed.get(name) != mark):
+                try:
+                    self.remote.write(name, (self.folder / name).read_bytes())
+                except FileNotFoundError:  # removed meanwhile
+                    continue
+                self.pushed[name] = mark
+            for name in [name for name in self.pushed if name not in here]:
+                self.remote.delete(name)
+                del self.pushed[name]
+
+    def _here(self) -> dict[str, tuple[int, int]]:
+        found = {}
+        for path in self.folder.rglob("*"):
+            name = path.relative_to(self.folder).as_posix()
+            try:
+                if self._is_ours(name) and path.is_file():
+                    found[name] = (path.stat().st_mtime_ns, path.stat().st_size)
+            except FileNotFoundError:  # removed meanwhile
+                continue
+        return found
+
+    def _is_ours(self, name: str) -> bool:
+        *folders, last = name.split("/")
+        stays = last in (OWNER, "lock", ".lock") or last.endswith(PART)
+        return not stays and not any(folder in self.apart for folder in folders)
+
+
+class Owned(Mirror):
+    """A mirror of one process at a time."""
+
+    def take(self) -> None:
+        """Raises RunError while another process holds the copy."""
+        mine = self._known()
+        theirs = self._mark()
+        if theirs and theirs["owner"] != mine:
+            if not theirs["ended"]:
+                self._wait(theirs)
+            self._set_aside(mine)
+            self.pull()
+        self.mine, self.beat = mine or uuid.uuid4().hex, 0
+        self._renew()
+        time.sleep(SETTLE_S)
+        self._check()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text(self.folder / OWNER, self.mine)
+
+    def push(self) -> None:
+        """Raises RunError where another machine has taken the copy meanwhile."""
+        self._check()
+        super().push()
+        self._renew()
+
+    def release(self) -> None:
+        """What is left, and that nobody need wait."""
+        self.push()
+        self._renew(ended=True)
+
+    def _known(self) -> str | None:
+        try:
+            return (self.folder / OWNER).read_text()
+        except FileNotFoundError:
+            return None
+
+    def _mark(self) -> dict[str, Any] | None:
+        content = self.remote.read(OWNER)
+        return None if content is None else json.loads(content)
+
+    def _renew(self, *, ended: bool = False) -> None:
+        self.beat += 1
+        mark = {"owner": self.mine, "beat": self.beat, "ended": ended}
+        self.remote.write(OWNER, json.dumps(mark).encode())
+
+    def _check(self) -> None:
+        mark = self._mark()
+        if mark and mark["owner"] != self.mine:
+            raise RunError(
+                f"{self.remote.address} was taken up by another kdtune, on another machine, while this one could not "
+                f"reach it; what it has done since is in {self.folder}"
+            )
+
+    def _wait(self, seen: dict[str, Any]) -> None:
+        """Until a mark counts as that of a process that has ended."""
+        log.warning("%s is held by another machine; waiting %.0f s for a sign of life", self.remote.address, DEAD_S)
+        began = time.monotonic()
+        while time.monotonic() - began < DEAD_S:
+            time.sleep(LOOK_EVERY_S)
+            now = self._mark()
+            if now and now["ended"]:
+                return
+            if now != seen:
+                raise RunError(
+                    f"another kdtune is at work in {self.remote.address}; wait for it, or choose another name "
+                    f"(--set name=...)"
+                )
+
+    def _set_aside(self, mine: str | None) -> None:
+        """What is here makes room. Without a mark of its own it was being pulled when that was interrupted."""
+        if mine is None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            return
+        older = self.folder.with_name(f"{self.folder.name}.older-{uuid.uuid4().hex[:8]}")
+        self.folder.rename(older)
+        log.warning("%s was continued elsewhere; what was here is kept in %s", self.remote.address, older)
+
+
+@contextmanager
+def in_step(address: str, folder: Path) -> Iterator[Mirror]:
+    """A folder filled with what is at the address, and pushed there while the block lasts and at its end."""
+    mirror = Mirror(address, folder)
+    mirror.pull()
+    with _pushing(mirror):
+        yield mirror
+    mirror.push()
+
+
+@contextmanager
+def mirrored(address: str, folder: Path, *, apart: tuple[str, ...] = ()) -> Iterator[Mirror]:
+    """Like `in_step`, for one process at a time. Raises RunError while another one, here or elsewhere, has it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder.with_name(f".{folder.name}.lock"), wait=False))
+        except BlockingIOError as error:
+            raise RunError(f"another kdtune is at work in {address}; wait for it, or choose another name") from error
+        mirror = Owned(address, folder, apart=apart)
+        mirror.take()
+        try:
+            with _pushing(mirror):
+                yield mirror
+        except BaseException:
+            _try(mirror.release)  # what ended the block is what is told
+            raise
+        mirror.release()
+
+
+@contextmanager
+def _pushing(mirror: Mirror) -> Iterator[None]:
+    done = threading.Event()
+
+    def push() -> None:
+        while not done.wait(PUSH_EVERY_S):
+            _try(mirror.push)
+
+    thread = threading.Thread(target=push, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _try(push: Callable[[], None]) -> None:
+    """A store that is out of reach for a while ends nothing: the next push brings what this one did not."""
+    try:
+        push()
+    except KdtuneError as error:
+        log.warning("%s", error)
