@@ -128,6 +128,8 @@ def test_a_worker_that_is_killed_costs_no_epoch_that_was_told(group: Group, expe
     records += list(trial.records)
     assert told(records) == told(whole)
     assert not before & {process.pid for process in processes("RayTrainWorker")}
+    here = ray.get_runtime_context().get_node_id()
+    assert group.whereabouts() == ((here, here, here), 1)
 
 
 def test_a_trial_that_cannot_go_on_says_why_and_the_next_one_runs(group: Group, experiment: Experiment) -> None:

@@ -245,3 +245,9 @@ def test_a_batch_with_less_than_two_images_a_worker_is_refused() -> None:
     with pytest.raises(ExperimentError, match=r"train.batch_size is 8 images .*fewer than 2 for each of 5"):
         experiment("train.batch_size=8", "resources.workers_per_trial=5")
     experiment("train.batch_size=8", "resources.workers_per_trial=4")
+
+
+def test_workers_of_a_trial_cannot_share_a_gpu() -> None:
+    with pytest.raises(ExperimentError, match=r"gpus_per_worker is 0.5, but NCCL.* wants a GPU for each"):
+        experiment("resources={workers_per_trial: 2, gpus_per_worker: 0.5}")
+    experiment("resources={gpus_per_worker: 0.5}")

@@ -62,6 +62,15 @@ class Resources(Section):
             raise ValueError("one worker drives at most one GPU")
         return gpus
 
+    @model_validator(mode="after")
+    def _no_two_workers_of_a_trial_on_one_gpu(self) -> Self:
+        if self.workers_per_trial > 1 and self.gpus_per_worker not in ("auto", 0, 1):
+            raise ValueError(
+                f"gpus_per_worker is {self.gpus_per_worker}, but NCCL, over which {self.workers_per_trial} workers of "
+                f"a trial talk, wants a GPU for each of them: 1, or 0 to train on CPUs"
+            )
+        return self
+
 
 # The tags stand in an error's location, where loading drops whatever is in brackets.
 OneTeacher = Annotated[

@@ -77,6 +77,7 @@ class Desk:
         self.start: Start | None = None
         self.epochs = 0
         self.begun = 0  # how often workers have begun
+        self.nodes: tuple[str, ...] = ()  # where they are
         self.errors: dict[int, str] = {}  # in this trial: `begun` -> what the first to fail said
         self.changed = asyncio.Condition()
 
@@ -112,10 +113,10 @@ class Desk:
         """From a worker that is about to leave because of it; that it takes others along is no further error."""
         self.errors.setdefault(self.begun, reason)
 
-    async def begin(self) -> Standing:
-        """From rank 0, once all ranks are there, at first and after every loss."""
+    async def begin(self, nodes: tuple[str, ...]) -> Standing:
+        """From rank 0, once all ranks are there, on `nodes`: at first and after every loss."""
         async with self.changed:
-            self.begun += 1
+            self.begun, self.nodes = self.begun + 1, nodes
             if len(self.errors) >= TRIES and self.given > self.answered:
                 self.start, self.answered, self.answer_to_it = (
                     None,
@@ -125,9 +126,9 @@ class Desk:
                 self.changed.notify_all()
             return Standing(self.answered, self.start, self.epochs)
 
-    async def losses(self) -> int:
-        """How often workers were lost."""
-        return max(0, self.begun - 1)
+    async def whereabouts(self) -> tuple[tuple[str, ...], int]:
+        """The nodes of the workers, and how often they were lost."""
+        return self.nodes, max(0, self.begun - 1)
 
 
 def open_desk() -> Any:  # an actor's handle, which ray leaves untyped

@@ -18,10 +18,9 @@ from kdtune.data import Dataset
 from kdtune.errors import RunError
 from kdtune.experiment import Experiment, row, textbook
 from kdtune.records import ALONE, BEST, DISTILLED, TEXTBOOK_KD, append_line, mend, read_lines, write_bytes
-from kdtune.search.group import Group
 from kdtune.search.placing import Slots
-from kdtune.search.trainable import SAVE_EVERY_S, workplace
-from kdtune.trial import Bench, Materials, Tested
+from kdtune.search.trainable import SAVE_EVERY_S, leave, workplace
+from kdtune.trial import Materials, Tested
 
 MOST_CONFUSED = 100  # classes up to which a run's confusion matrix is kept
 WEIGHTS = "best.safetensors"  # of the winner's first seed: what is exported
@@ -50,7 +49,7 @@ class FinalWorker:
     def __init__(self, materials: tuple[Any], slots: Slots) -> None:
         """`materials` holds a reference to what is in Ray's object store."""
         self.materials = materials[0]
-        self.place: Bench | Group = workplace(self.materials, slots)
+        self.place = workplace(self.materials, slots)
 
     def run(self, job: Job, state: bytes | None) -> Iterator[bytes | Ended]:
         """Its state now and then, so that it can be taken up elsewhere, and at last its end."""
@@ -74,8 +73,7 @@ class FinalWorker:
         yield Ended(line, tested.weights)
 
     def end(self) -> None:
-        if isinstance(self.place, Group):
-            self.place.end()
+        leave(self.place)
 
 
 def state_file(folder: Path, job: Job) -> Path:

@@ -9,6 +9,7 @@ Starting it costs seconds; a further trial costs an order. A worker that is lost
 starts them again, on whatever nodes there are, and they go on from the trial's last state.
 """
 
+import os
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from typing import Any
 import ray
 import ray.train
 import ray.train.torch
+from ray.train.v2.api.config import FailureConfig  # what ray.train exports; types know only the first version
 
 from kdtune.errors import RunError
 from kdtune.experiment import Experiment
@@ -30,6 +32,14 @@ from kdtune.trial import Tested
 LOOK_EVERY_S = 1.0  # whether the group is still there
 LOSSES = 10  # of workers, before the group is given up and its trial with it
 LEAVE_S = 30.0  # that workers may take to leave
+WAITS = 3  # for nodes, before the group is given up
+
+# Ray Train hands these on from the process that starts a group; a value that the user has set stays.
+ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # of 2: this long a group outlives its end
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process a group; trials look for a notice themselves
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1200",  # of 60: nodes of a cloud may have to start first
+}
 
 
 class GroupTrial:
@@ -67,6 +77,8 @@ class Group:
     """`slots.workers` workers, which hold what `slots` says until `end`. `materials` is in Ray's object store."""
 
     def __init__(self, materials: Any, slots: Slots) -> None:
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
         self.desk = open_desk()
         self.lost: BaseException | None = None
         self.folder = tempfile.TemporaryDirectory(prefix="kdtune-group-")  # Ray Train insists on one
@@ -83,7 +95,7 @@ class Group:
             run_config=ray.train.RunConfig(
                 name="group",
                 storage_path=self.folder.name,
-                failure_config=ray.train.FailureConfig(max_failures=LOSSES),
+                failure_config=FailureConfig(max_failures=LOSSES, controller_failure_limit=WAITS),
             ),
         )
         self.thread = threading.Thread(target=self._fit, args=(trainer,), daemon=True)
@@ -108,6 +120,11 @@ class Group:
         if isinstance(answer, Failed):
             raise RunError(answer.reason)
         return answer
+
+    def whereabouts(self) -> tuple[tuple[str, ...], int]:
+        """The ids of its nodes, this one's included, and how often workers were lost."""
+        nodes, losses = ray.get(self.desk.whereabouts.remote())
+        return (*nodes, ray.get_runtime_context().get_node_id()), losses
 
     def end(self) -> None:
         """The workers leave, and everything that they held is free."""

@@ -27,8 +27,6 @@ ENVIRONMENT = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # Ray Train looks at a group's workers, which start and end with it
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process a group; trials look for a notice themselves
 }
 # On a cluster its workers get all of it from here: they were not started by this process.
 ON_CLUSTER = {

@@ -7,7 +7,7 @@ cache mapped, teacher loaded. Of several, the process keeps their group.
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 import torch
@@ -17,9 +17,11 @@ from ray.tune.result import SHOULD_CHECKPOINT
 from kdtune.experiment import Experiment, with_values
 from kdtune.experiment.space import active, parse
 from kdtune.records import write_bytes
-from kdtune.search.group import Group
 from kdtune.search.placing import Slots
 from kdtune.trial import Bench
+
+if TYPE_CHECKING:
+    from kdtune.search.group import Group
 
 SAVE_EVERY_S = 30.0
 STATE = "trial.pt"  # in a checkpoint
@@ -64,13 +66,20 @@ class StudentTrial(tune.Trainable):
         self.trial.restore((Path(checkpoint) / STATE).read_bytes())
 
     def cleanup(self) -> None:
-        if isinstance(self.place, Group):
-            self.place.end()
+        leave(self.place)
 
 
-def workplace(materials: Any, slots: Slots) -> Bench | Group:
+def workplace(materials: Any, slots: Slots) -> "Bench | Group":
     """Where a process starts trials: in itself, or with a group of workers. `materials` is a reference."""
     if slots.workers > 1:
+        from kdtune.search.group import Group  # Ray Train is a tenth of the imports of those who need none
+
         return Group(materials, slots)
     torch.set_num_threads(slots.threads)
     return Bench(ray.get(materials), slots.device)
+
+
+def leave(place: "Bench | Group") -> None:
+    """What the workplace holds besides this process is free afterwards."""
+    if not isinstance(place, Bench):
+        place.end()

@@ -46,7 +46,10 @@ class Worker:
 
     def _take_up(self) -> int:
         """Where the workers before these stood: epochs that were told since the last state are run again, untold."""
-        told: list[Standing | None] = [ray.get(self.desk.begin.remote()) if self.ranks.rank == 0 else None]
+        nodes = [""] * self.ranks.count
+        dist.all_gather_object(nodes, ray.get_runtime_context().get_node_id(), group=self.ranks.patient)
+        first = self.ranks.rank == 0
+        told: list[Standing | None] = [ray.get(self.desk.begin.remote(tuple(nodes))) if first else None]
         dist.broadcast_object_list(told, group=self.ranks.patient)
         (standing,) = told
         assert standing is not None
