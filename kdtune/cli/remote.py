@@ -73,9 +73,10 @@ def on_cluster(there: "There", experiment: "Experiment", *, down: bool) -> None:
 def see_through(remote: "Remote", search: "Remembered", *, down: bool = False) -> None:
     """Shows the search's progress to its end, fetches and prints its results, takes the cluster down if asked."""
     with detachable(search, down=down):
-        for text in remote.follow(search, lambda text: say("cluster", text)):
-            sys.stdout.write(text)
-            sys.stdout.flush()
+        if not remote.details(search).status.is_terminal():
+            for text in remote.follow(search, lambda text: say("cluster", text)):
+                sys.stdout.write(text)
+                sys.stdout.flush()
         search = remote.bring_home(search)
     show_results(search)
     if down:

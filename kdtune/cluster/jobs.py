@@ -7,6 +7,7 @@
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
@@ -31,12 +32,15 @@ STOP_S = 150.0  # how long a stop may take before it is called one that failed
 LOST = (UnreachableError, ConnectionError, requests.exceptions.RequestException, aiohttp.ClientError, TimeoutError)
 PATIENCE_S = 1800.0  # of trying to reach the head again; a sleeping laptop's clock stands still
 PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
+CHATTY = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env.packaging")
 Tell = Callable[[str], None]
 
 
 @contextmanager
 def connected(head: Head, token: str | None) -> Iterator[JobSubmissionClient]:
     """A client of the head's job server. Raises UnreachableError, or ClusterError where the token will not do."""
+    for chatty in CHATTY:
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     with head.tunnel() as address:
         try:
             yield _client(address, token)
@@ -105,6 +109,7 @@ def follow(head: Head, token: str | None, job: str, tell: Tell) -> Iterator[str]
                 if lost_since:
                     tell("connection is back")
                     lost_since, pause = 0.0, PAUSE_S
+                details(client, job)  # the stream of a job that is not known would break off again and again
                 position = 0
                 with closing(_tail(client, job)) as stream:
                     for text in stream:
