@@ -37,8 +37,8 @@ class Bucket(Remote):
     error = CacheError
     patience = 2.0
 
-    def __init__(self, address: str) -> None:
-        super().__init__(address)
+    def __init__(self, address: str, *, patient: bool = False) -> None:
+        super().__init__(address, patient=patient)
         self.seen: dict[str, tuple[bytes, float]] = {}  # claims of others, and since when they are the same
 
     def sizes(self) -> dict[str, int]:

@@ -340,13 +340,19 @@ def seal_name(view: int) -> str:
 
 
 def open_cache(
-    place: Place, expected: Identity | None = None, *, views: int = 0, teacher: Answers | None = None
+    place: Place,
+    expected: Identity | None = None,
+    *,
+    views: int = 0,
+    teacher: Answers | None = None,
+    patient: bool = False,
 ) -> LogitCache:
     """A cache that has been begun. Raises CacheError where there is none, or for another `expected` identity.
 
-    `views` columns may be computed by `teacher`; without one the cache is only read.
+    `views` columns may be computed by `teacher`; without one the cache is only read. A `patient` one waits minutes for
+    an object store that is out of reach.
     """
-    store = store_at(place.address)
+    store = store_at(place.address, patient=patient)
     manifest = read_manifest(store)
     if manifest is None:
         raise CacheError(f"{place.address} holds no cache (no {MANIFEST}); run `kdtune cache build`")

@@ -147,11 +147,11 @@ class Folder:
         return False
 
 
-def store_at(address: str) -> Store:
-    """The store of an address. Raises CacheError where it cannot be understood or reached."""
+def store_at(address: str, *, patient: bool = False) -> Store:
+    """The store of an address. Raises CacheError where it cannot be understood or reached, much later if `patient`."""
     folder = folder_of(address)
     if folder is None:
         from kdtune.cache.bucket import Bucket
 
-        return Bucket(address)
+        return Bucket(address, patient=patient)
     return Folder(folder)

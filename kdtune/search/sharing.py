@@ -19,7 +19,7 @@ from kdtune.errors import StorageError
 from kdtune.experiment import Experiment
 from kdtune.experiment.caching import check_storage
 from kdtune.records import PART
-from kdtune.storage import PATIENT, Remote, below, folder_of, is_uri
+from kdtune.storage import Remote, below, folder_of, is_uri
 
 STORAGE = "KDTUNE_STORAGE"
 APPEARS_S = 5.0  # a file written on one node is seen by the others within this time
@@ -105,6 +105,6 @@ def files_of(storage: str, name: str) -> tuple[fs.FileSystem, str]:
     """
     address = below(storage, name)
     if is_uri(storage):
-        remote = Remote(address, tries=PATIENT)
+        remote = Remote(address, patient=True)
         return remote.files, remote.root
     return fs.LocalFileSystem(), str(folder_of(address))

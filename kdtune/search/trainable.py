@@ -17,6 +17,7 @@ from ray.tune.result import SHOULD_CHECKPOINT
 from kdtune.experiment import Experiment, with_values
 from kdtune.experiment.space import active, parse
 from kdtune.records import write_bytes
+from kdtune.search.notice import draining, held_back
 from kdtune.search.placing import Slots
 from kdtune.trial import Bench
 
@@ -36,18 +37,21 @@ class StudentTrial(tune.Trainable):
         """`materials` holds a reference to what is in Ray's object store."""
         self.experiment = experiment
         self.parameters, _ = parse(experiment.search.space)
-        self.place = workplace(materials[0], slots)
+        with held_back():
+            self.place = workplace(materials[0], slots)
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         values = active(self.parameters, new_config, self.experiment)
-        self.trial = self.place.start(with_values(self.experiment, values), seed=self.experiment.search.seed)
+        with held_back():
+            self.trial = self.place.start(with_values(self.experiment, values), seed=self.experiment.search.seed)
         self.saved = time.monotonic()
         return True
 
     def step(self) -> dict[str, Any]:
-        record = next(self.trial.records)
-        due = not record.last and time.monotonic() - self.saved > SAVE_EVERY_S
+        with held_back():
+            record = next(self.trial.records)
+        due = not record.last and (time.monotonic() - self.saved > SAVE_EVERY_S or draining())
         if due:
             self.saved = time.monotonic()
         return {

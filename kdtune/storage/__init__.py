@@ -7,11 +7,10 @@ with mirrored(address, folder) as mirror: ...                # a folder here who
 
 from kdtune.storage.addresses import below, folder_of, is_uri, local_root, names_below
 from kdtune.storage.mirror import OWNER, Mirror, in_step, mirrored
-from kdtune.storage.remote import PATIENT, Remote
+from kdtune.storage.remote import Remote
 
 __all__ = [
     "OWNER",
-    "PATIENT",
     "Mirror",
     "Remote",
     "below",

@@ -19,7 +19,7 @@ from kdtune.experiment.caching import SCHEMES, check_address
 
 CONNECT_S, ANSWER_S, TRIES = 3.0, 10.0, 3  # until a store counts as out of reach; Arrow's own end after 100 s
 GOOGLE_S = 5  # a try
-PATIENT = 20  # tries of what should outlast a store's failure: Arrow waits longer each time, five minutes in all
+PATIENT = 20  # tries, which Arrow makes more and more seldom: five minutes in all
 
 
 class Remote:
@@ -28,9 +28,10 @@ class Remote:
     field: ClassVar[str] = "storage"  # of the experiment, for messages
     error: ClassVar[type[KdtuneError]] = StorageError
 
-    def __init__(self, address: str, *, tries: int | None = None) -> None:
+    def __init__(self, address: str, *, patient: bool = False) -> None:
+        """A `patient` one outlasts a store's failure of some minutes: for work that would be lost otherwise."""
         self.address = address
-        self.files, self.root = self._opened(tries or TRIES)
+        self.files, self.root = self._opened(PATIENT if patient else TRIES)
         bucket = self.root.partition("/")[0]
         with self.told("reach"):
             there = self.files.get_file_info(bucket).type == fs.FileType.Directory

@@ -45,7 +45,7 @@ class Bench:
         if name not in self._caches:
             answers = answers_of(self.materials.teachers[name], self.dataset, experiment, self.device)
             place, columns = self.materials.caches[name], self.materials.columns
-            self._caches[name] = open_cache(place, views=columns, teacher=answers)
+            self._caches[name] = open_cache(place, views=columns, teacher=answers, patient=True)
         return self._caches[name]
 
     def tapped_teacher(self, experiment: Experiment) -> Tapped:

@@ -1,0 +1,105 @@
+"""What is killed, lost, taken away or full in the middle of a search on a cluster, and that nothing finished is lost.
+
+Each test kills something real. They take minutes: `pytest -m faults -n 0`.
+"""
+
+import json
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kdtune.records import read_lines
+from tests.clusters import STEPS, Nodes, cluster
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
+
+TRIALS, EPOCHS, RUNS = 5, 8, 4
+
+
+@pytest.fixture
+def nodes(tmp_path: Path) -> Iterator[Nodes]:
+    with cluster(tmp_path) as running:
+        yield running
+
+
+def check_whole(nodes: Nodes) -> dict[str, Any]:
+    """The summary of a search that lost nothing and told nothing twice."""
+    assert nodes.epochs() == {f"{k:04d}": list(range(1, EPOCHS + 1)) for k in range(TRIALS)}
+    lines = Counter((line["name"], line["seed"]) for line in read_lines(nodes.run / "final.jsonl"))
+    assert lines == Counter((name, seed) for name in ("best", "student alone") for seed in (1, 2))
+    assert not list((nodes.run / "ray").rglob("trial.pt"))
+    assert not list((nodes.run / "final").glob("*.pt"))
+    assert (nodes.run / "student" / "student.safetensors").exists()
+    summary: dict[str, Any] = json.loads((nodes.run / "summary.json").read_text())
+    assert summary["search"]["trials"] == TRIALS
+    assert summary["search"]["epochs_run"] == TRIALS * EPOCHS
+    return summary
+
+
+def trained(nodes: Nodes) -> float:
+    """Epochs that all processes together have trained."""
+    return sum(map(len, nodes.steps().values())) / STEPS
+
+
+def beyond(nodes: Nodes, epoch: int) -> bool:
+    return any(max(epochs) >= epoch for epochs in nodes.epochs().values())
+
+
+def test_a_killed_trial_and_a_killed_run_of_the_final_stage_go_on_from_where_they_were_saved(nodes: Nodes) -> None:
+    search = nodes.search()
+    search.wait_until(lambda: beyond(nodes, 6))
+    os.kill(nodes.processes()[0], signal.SIGKILL)
+    search.wait_for("final     1 of 4")
+    before = nodes.steps()
+    search.wait_until(lambda: bool(nodes.processes(since=before)))
+    os.kill(nodes.processes(since=before)[0], signal.SIGKILL)
+    output = search.end()
+    (retried,) = check_whole(nodes)["search"]["retried"]
+    assert retried["times"] == 1
+    assert "died" in retried["error"]
+    assert f"trial {retried['trial']} was lost after epoch" in output
+    assert f"Trial {retried['trial']} was taken up again 1 time;" in output
+    assert trained(nodes) < TRIALS * EPOCHS + RUNS * EPOCHS * 1.3 + 3  # final runs see validation images too
+
+
+def test_a_node_that_is_lost_takes_no_trial_with_it(nodes: Nodes) -> None:
+    search = nodes.search()
+    search.wait_until(lambda: beyond(nodes, 6) and len(nodes.processes()) == 2)
+    nodes.cluster.remove_node(nodes.node_of(nodes.processes()[0]), allow_graceful=False)
+    search.wait_for("was lost after epoch")
+    nodes.cluster.add_node(num_cpus=1)
+    search.end()
+    (retried,) = check_whole(nodes)["search"]["retried"]
+    assert retried["times"] == 1
+
+
+def test_a_driver_that_is_killed_is_followed_by_one_that_repeats_nothing_finished(nodes: Nodes) -> None:
+    for event in ("trial 0001 complete", "trial 0003 complete", "final     2 of 4"):
+        search = nodes.search()
+        search.wait_for(event)
+        search.kill()
+    output = nodes.search().end()
+    check_whole(nodes)
+    assert "teacher   epoch" not in output
+    assert not [line for line in output.splitlines() if " complete " in line]
+    # each driver leaves at most two trials or runs that are under way, which go on from their last epoch
+    assert trained(nodes) < TRIALS * EPOCHS + RUNS * EPOCHS * 1.3 + 3 * 2 * 2
+
+
+def test_a_node_with_notice_has_its_trial_saved_and_taken_up_elsewhere(tmp_path: Path) -> None:
+    with cluster(tmp_path, save_every=600) as nodes:  # saved because of the notice or not at all
+        search = nodes.search()
+        search.wait_until(lambda: beyond(nodes, 3) and len(nodes.processes()) == 2)
+        leaving = nodes.node_of(nodes.processes()[0])
+        nodes.give_notice(leaving, seconds=60)
+        search.wait_until(lambda: bool(list((nodes.run / "ray").rglob("trial.pt"))))
+        nodes.cluster.remove_node(leaving, allow_graceful=False)
+        search.wait_for("was lost after epoch")
+        search.end()
+        (retried,) = check_whole(nodes)["search"]["retried"]
+        assert retried["times"] == 1
+        assert trained(nodes) < TRIALS * EPOCHS + RUNS * EPOCHS * 1.3 + 2.5
