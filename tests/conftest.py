@@ -45,6 +45,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name not in WITH_RAY)
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """What plain `pytest` leaves out is said, never passed over in silence."""
+    if "not hosts" in config.option.markexpr:
+        terminalreporter.write_line("not run: `ray up` on hosts that tests make (Linux, root): pytest -n 0 -m hosts")
+
+
 def tiny_experiment(storage: Path, values: Mapping[str, object] | None = None) -> Experiment:
     """Digits, crops and flips, a teacher of two small layers and a student of one; `values` replaces dotted paths."""
     short = {"batch_size": 64, "optimizer": "adamw", "learning_rate": 0.02}
