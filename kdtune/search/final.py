@@ -7,6 +7,7 @@ in the run folder. Seeds differ from the search's own, on which the winner was c
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,9 @@ class FinalWorker:
         """`materials` holds a reference to what is in Ray's object store."""
         self.materials = materials[0]
         self.place = workplace(self.materials, slots)
+
+    def ready(self) -> None:
+        """Answers as soon as the actor has a place."""
 
     def run(self, job: Job, state: bytes | None) -> Iterator[bytes | Ended]:
         """Its state now and then, so that it can be taken up elsewhere, and at last its end."""
@@ -137,15 +141,22 @@ def _runs(waiting: list[Job], folder: Path, materials: Materials, slots: Slots) 
     shared = (ray.put(materials),)
     waiting, losses = list(waiting), dict.fromkeys(((job.name, job.seed) for job in waiting), 0)
     idle: list[Any] = []
+    starting: dict[Any, Any] = {}  # an answer -> its actor: without a place, as when a node was lost, it holds no run
     busy: dict[Any, tuple[Job, Any]] = {}  # what a run streams -> the run and its actor, which ray leaves untyped
     while waiting or busy:
-        while waiting and len(busy) < slots.concurrent:
-            actor, job = idle.pop() if idle else worker.remote(shared, slots), waiting.pop(0)
+        while len(idle) + len(starting) < min(len(waiting), slots.concurrent - len(busy)):
+            actor = worker.remote(shared, slots)
+            starting[actor.ready.remote()] = actor
+        while waiting and idle:
+            actor, job = idle.pop(), waiting.pop(0)
             state = state_file(folder, job)
             run = actor.run.options(num_returns="streaming")
             busy[run.remote(job, state.read_bytes() if state.exists() else None)] = (job, actor)
-        ready, _ = ray.wait(list(busy), num_returns=1)
+        ready, _ = ray.wait([*busy, *starting], num_returns=1)
         stream: Any = ready[0]
+        if stream in starting:
+            idle.append(starting.pop(stream))
+            continue
         job, actor = busy[stream]
         try:
             said: bytes | Ended = ray.get(next(stream))
@@ -164,6 +175,8 @@ def _runs(waiting: list[Job], folder: Path, materials: Materials, slots: Slots) 
         del busy[stream]
         idle.append(actor)
         yield job, said
-    ray.get([actor.end.remote() for actor in idle])
-    for actor in idle:
+    for ending in [actor.end.remote() for actor in idle]:
+        with suppress(ray.exceptions.RayActorError):  # lost since: it holds nothing
+            ray.get(ending)
+    for actor in (*idle, *starting.values()):
         ray.kill(actor)
