@@ -154,3 +154,8 @@ def test_down_without_a_cluster_is_refused(folder: Path, capsys: pytest.CaptureF
     with pytest.raises(SystemExit):
         main(["search", "--down"])
     assert "--down is for searches on a cluster, but this one runs here" in capsys.readouterr().err
+
+
+def test_an_address_where_nobody_answers_is_told_at_once(folder: Path) -> None:
+    with pytest.raises(ClusterError, match=r"nothing answers at 127\.0\.0\.1:1 .*`auto` finds"):
+        chosen(folder, address="127.0.0.1:1")
