@@ -1,6 +1,8 @@
 """A log that is followed comes whole and once, however its stream ends: streams as they may come, without a cluster."""
 
-from collections.abc import Generator, Iterator
+import asyncio
+import signal
+from collections.abc import AsyncGenerator, Generator, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -88,3 +90,36 @@ def test_a_head_that_does_not_come_back_is_given_up_and_the_first_word_of_it_is_
     with pytest.raises(ClusterError, match="no route to host"):
         list(follow(HEAD, None, "job", told.append))
     assert told == ["connection lost, trying again; the search goes on (no route to host)"]
+
+
+class Silent:
+    """A job server that has said one thing, and from which Ctrl-C is all that comes then."""
+
+    def __init__(self) -> None:
+        self.closed = False
+
+    async def tail_job_logs(self, job: str) -> AsyncGenerator[str, None]:
+        try:
+            yield "at work"
+            loop = asyncio.get_running_loop()
+            loop.call_soon(signal.raise_signal, signal.SIGINT)
+            await loop.create_future()
+        finally:
+            self.closed = True
+
+
+def test_ctrl_c_while_nothing_is_said_ends_the_waiting_at_once() -> None:
+    server: Any = Silent()
+    stream = jobs._tail(server, "job")
+    assert next(stream) == "at work"
+    with pytest.raises(KeyboardInterrupt):
+        next(stream)
+    assert server.closed
+
+
+def test_whoever_stops_following_leaves_no_stream_open() -> None:
+    server: Any = Silent()
+    stream = jobs._tail(server, "job")
+    next(stream)
+    stream.close()
+    assert server.closed

@@ -147,19 +147,20 @@ def follow(head: Head, token: str | None, job: str, tell: Tell) -> Iterator[str]
 
 def _tail(client: JobSubmissionClient, job: str) -> Generator[str, None, None]:
     """The job server's stream of the log from its beginning. Raises UnreachableError where it breaks off."""
-    loop = asyncio.new_event_loop()
     stream = client.tail_job_logs(job)
-    try:
+
+    async def part() -> str | None:
+        return await anext(stream, None)
+
+    with asyncio.Runner() as runner:  # Ctrl-C ends what it waits for, and the stream is closed with it
         while True:
             try:
-                yield loop.run_until_complete(anext(stream))
-            except StopAsyncIteration:
-                return
+                text = runner.run(part())
             except RuntimeError as error:  # what Ray makes of a stream that broke off
                 raise UnreachableError(f"the log's stream broke off: {error}") from error
-    finally:
-        loop.run_until_complete(stream.aclose())  # type: ignore[attr-defined]  # an async generator
-        loop.close()
+            if text is None:
+                return
+            yield text
 
 
 def details(client: JobSubmissionClient, job: str) -> JobDetails:
