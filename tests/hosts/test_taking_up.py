@@ -127,9 +127,9 @@ def test_a_search_outlives_its_tunnels_and_ctrl_c_and_is_taken_up_by_name(laptop
 
 def test_attach_waits_for_the_results_that_another_terminal_began(laptop: Laptop, work: Path) -> None:
     again = Terminal(laptop, *search(laptop))
-    again.until("taken up again with")
+    again.until("teacher   cnn-8-16")
     attached = Terminal(laptop, "attach")
-    attached.until("taken up again with")
+    attached.until("teacher   cnn-8-16")
     again.process.kill()
     again.end()
     assert attached.end() == 0
