@@ -9,12 +9,14 @@ with cluster(folder, workers=2) as nodes:                       # a head without
 `python -m tests.clusters FILE ADDRESS` is such a driver. Its students are slow, and leave a mark of each step.
 """
 
+import json
 import os
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +29,8 @@ from ray.core.generated import autoscaler_pb2
 
 from kdtune.records import read_lines
 
-STEPS = 34  # an epoch of EXPERIMENT
+# Of EXPERIMENT: trials, epochs of each, runs of the final stage, steps of an epoch
+TRIALS, EPOCHS, RUNS, STEPS = 5, 8, 4, 34
 
 EXPERIMENT = """
 name: hurt
@@ -49,10 +52,11 @@ import os, time
 from pathlib import Path
 import ray
 from torch import nn
-import kdtune.search.final, kdtune.search.trainable
+import kdtune.search.final, kdtune.search.notice, kdtune.search.trainable
 from kdtune.models import build_model
 
 kdtune.search.final.SAVE_EVERY_S = kdtune.search.trainable.SAVE_EVERY_S = {save_every}
+kdtune.search.notice.HOLD_S = 3.0
 MARKS = Path({marks!r})
 
 class Slow(nn.Module):
@@ -110,17 +114,18 @@ class Driver:
 class Nodes:
     """A running cluster."""
 
-    def __init__(self, folder: Path, workers: int, variables: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, workers: int) -> None:
         self.folder = folder
         self.home = folder / "home"
         self.marks = folder / "marks"
-        self.variables = variables
         self.drivers: list[Driver] = []
         # Ray's sockets need a short path, and other clusters of this machine a folder of their own
         self.ray = tempfile.TemporaryDirectory(prefix="kt-")
         head = {"num_cpus": 0, "include_dashboard": False, "temp_dir": self.ray.name}
         self.cluster: Any = Cluster(initialize_head=True, head_node_args=head)
-        self.workers = [self.cluster.add_node(num_cpus=1) for _ in range(workers)]
+        self.workers: list[Any] = []
+        for _ in range(workers):
+            self.add()
 
     @property
     def address(self) -> str:
@@ -128,21 +133,32 @@ class Nodes:
 
     @property
     def run(self) -> Path:
-        return self.folder / "shared" / "runs" / "hurt"
+        """The run folder, as whoever fetches it finds it on the head."""
+        return self.home / ".kdtune" / "runs" / "hurt"
 
     def search(self, experiment: str = EXPERIMENT, home: str = "home") -> Driver:
+        """`home` says which machine the driver is on."""
+        self.home = self.folder / home
         file = self.folder / "hurt.yaml"
         file.write_text(experiment)
         process = subprocess.Popen(
             [sys.executable, "-u", "-m", "tests.clusters", str(file), self.address],
             cwd=Path(__file__).parents[1],
-            env=os.environ | {"HOME": str(self.folder / home)},
+            env=os.environ | {"HOME": str(self.home)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
         self.drivers.append(Driver(process))
         return self.drivers[-1]
+
+    def add(self, **variables: str) -> Any:  # of ray
+        """A further node, with environment variables of its own."""
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in variables.items():
+                patch.setenv(name, value)
+            self.workers.append(self.cluster.add_node(num_cpus=1))
+        return self.workers[-1]
 
     def steps(self) -> dict[int, list[str]]:
         """By process: of each step of training the node on which it was done."""
@@ -160,7 +176,7 @@ class Nodes:
     def give_notice(self, node: Any, seconds: float) -> None:
         """What a cloud says of a spot instance before it takes it."""
         deadline = int((time.time() + seconds) * 1000)
-        preemption = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+        preemption = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")  # type: ignore[attr-defined]
         assert GcsClient(address=self.address).drain_node(node.node_id, preemption, "spot", deadline)[0]
 
     def epochs(self) -> dict[str, list[int]]:
@@ -192,7 +208,7 @@ def cluster(
         patch.setenv("PYTHONPATH", os.pathsep.join([str(folder), str(Path(__file__).parents[1])]))
         for name, value in (variables or {}).items():
             patch.setenv(name, value)
-        nodes = Nodes(folder, workers, variables or {})
+        nodes = Nodes(folder, workers)
         try:
             yield nodes
         finally:
@@ -200,6 +216,28 @@ def cluster(
                 driver.kill()
             nodes.cluster.shutdown()
             nodes.ray.cleanup()
+
+
+def check_whole(nodes: Nodes) -> dict[str, Any]:
+    """The summary of a search that lost nothing and told nothing twice."""
+    assert nodes.epochs() == {f"{k:04d}": list(range(1, EPOCHS + 1)) for k in range(TRIALS)}
+    lines = Counter((line["name"], line["seed"]) for line in read_lines(nodes.run / "final.jsonl"))
+    assert lines == Counter((name, seed) for name in ("best", "student alone") for seed in (1, 2))
+    assert not list((nodes.run / "final").glob("*.pt"))
+    assert (nodes.run / "student" / "student.safetensors").exists()
+    summary: dict[str, Any] = json.loads((nodes.run / "summary.json").read_text())
+    assert summary["search"]["trials"] == TRIALS
+    assert summary["search"]["epochs_run"] == TRIALS * EPOCHS
+    return summary
+
+
+def trained(nodes: Nodes) -> float:
+    """Epochs that all processes together have trained."""
+    return sum(map(len, nodes.steps().values())) / STEPS
+
+
+def beyond(nodes: Nodes, epoch: int) -> bool:
+    return any(max(epochs) >= epoch for epochs in nodes.epochs().values())
 
 
 def main(file: str, address: str) -> None:

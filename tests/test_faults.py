@@ -3,50 +3,22 @@
 Each test kills something real. They take minutes: `pytest -m faults -n 0`.
 """
 
-import json
 import os
 import signal
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from kdtune.records import read_lines
-from tests.clusters import STEPS, Nodes, cluster
+
+from tests.clusters import EPOCHS, RUNS, TRIALS, Nodes, beyond, check_whole, cluster, trained
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
-
-TRIALS, EPOCHS, RUNS = 5, 8, 4
 
 
 @pytest.fixture
 def nodes(tmp_path: Path) -> Iterator[Nodes]:
     with cluster(tmp_path) as running:
         yield running
-
-
-def check_whole(nodes: Nodes) -> dict[str, Any]:
-    """The summary of a search that lost nothing and told nothing twice."""
-    assert nodes.epochs() == {f"{k:04d}": list(range(1, EPOCHS + 1)) for k in range(TRIALS)}
-    lines = Counter((line["name"], line["seed"]) for line in read_lines(nodes.run / "final.jsonl"))
-    assert lines == Counter((name, seed) for name in ("best", "student alone") for seed in (1, 2))
-    assert not list((nodes.run / "ray").rglob("trial.pt"))
-    assert not list((nodes.run / "final").glob("*.pt"))
-    assert (nodes.run / "student" / "student.safetensors").exists()
-    summary: dict[str, Any] = json.loads((nodes.run / "summary.json").read_text())
-    assert summary["search"]["trials"] == TRIALS
-    assert summary["search"]["epochs_run"] == TRIALS * EPOCHS
-    return summary
-
-
-def trained(nodes: Nodes) -> float:
-    """Epochs that all processes together have trained."""
-    return sum(map(len, nodes.steps().values())) / STEPS
-
-
-def beyond(nodes: Nodes, epoch: int) -> bool:
-    return any(max(epochs) >= epoch for epochs in nodes.epochs().values())
 
 
 def test_a_killed_trial_and_a_killed_run_of_the_final_stage_go_on_from_where_they_were_saved(nodes: Nodes) -> None:
@@ -71,7 +43,7 @@ def test_a_node_that_is_lost_takes_no_trial_with_it(nodes: Nodes) -> None:
     search.wait_until(lambda: beyond(nodes, 6) and len(nodes.processes()) == 2)
     nodes.cluster.remove_node(nodes.node_of(nodes.processes()[0]), allow_graceful=False)
     search.wait_for("was lost after epoch")
-    nodes.cluster.add_node(num_cpus=1)
+    nodes.add()
     search.end()
     (retried,) = check_whole(nodes)["search"]["retried"]
     assert retried["times"] == 1

@@ -18,7 +18,7 @@ from kdtune.cli.options import default_file
 from kdtune.errors import CacheError, RunError
 from kdtune.experiment import Experiment, Resources, load, textbook, with_values
 from kdtune.experiment.space import active, parse
-from kdtune.records import EpochRecord, TrialRecord
+from kdtune.records import EpochRecord, TrialRecord, read_lines
 from kdtune.search import board as board_module
 from kdtune.search.asha import Asha, Whole, rungs_of
 from kdtune.search.board import Board, Recorder, Row, last_error
@@ -286,9 +286,122 @@ class TestRecorder:
         assert recorder.board.columns == (2, 4)
 
 
-def test_the_last_error_of_a_traceback_is_shown_with_its_whole_message() -> None:
+class Controller:
+    """What of Tune's controller a scheduler is handed."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+        self.snapshots = 0
+
+    def checkpoint(self, *, force: bool) -> None:
+        assert force
+        self.snapshots += 1
+        self.recorder.get_state()
+
+
+class TestSnapshots:
+    def test_one_is_taken_whenever_a_trial_has_ended_with_the_records_before_it(self, tmp_path: Path) -> None:
+        pushed: list[int] = []
+        recorder = Recorder(
+            tmp_path / "trials.jsonl",
+            DIGITS,
+            Whole(),
+            Unwatched(),
+            resumed=False,
+            before_snapshot=lambda: pushed.append(1),
+        )
+        controller, ended = Controller(recorder), ended_trial(tmp_path)
+        recorder.on_step_end(1, [])
+        recorder.scheduler.on_trial_complete(controller, ended, {})
+        recorder.on_trial_complete(1, [ended], ended)
+        assert controller.snapshots == 0  # Tune itself does not know of the end yet
+        recorder.on_step_end(2, [ended])
+        recorder.on_step_end(3, [ended])
+        assert (controller.snapshots, len(pushed)) == (1, 1)
+
+    def test_a_slow_storage_is_not_asked_for_one_after_the_other(self, tmp_path: Path) -> None:
+        recorder = Recorder(tmp_path / "trials.jsonl", DIGITS, Whole(), Unwatched(), resumed=False)
+        controller, ended = Controller(recorder), ended_trial(tmp_path)
+        recorder.scheduler.on_trial_complete(controller, ended, {})
+        recorder.on_trial_complete(1, [ended], ended)
+        recorder.save_again = time.monotonic() + 60
+        recorder.on_step_end(1, [ended])
+        assert controller.snapshots == 0
+        recorder.save_again = time.monotonic()
+        recorder.on_step_end(2, [ended])
+        assert controller.snapshots == 1
+
+
+def told(path: Path) -> list[int]:
+    return [line["epoch"] for line in read_lines(path)]
+
+
+class TestRetries:
+    def report(self, recorder: Recorder, trial: Any, epoch: int) -> None:
+        result = {"epoch": epoch, "val_accuracy": 0.5, "record": record(epoch).to_json()}
+        recorder.on_trial_result(1, [trial], trial, result)
+
+    def test_an_epoch_that_comes_again_replaces_what_was_said_of_it(self, tmp_path: Path) -> None:
+        path, trial = tmp_path / "trials.jsonl", ended_trial(tmp_path)
+        other: Any = SimpleNamespace(**vars(trial) | {"trial_id": "b"})
+        recorder = Recorder(path, DIGITS, Whole(), Unwatched(), resumed=False)
+        recorder.on_trial_start(1, [trial, other], trial)
+        self.report(recorder, other, 1)
+        for epoch in (1, 2, 3, 2, 3, 4):
+            self.report(recorder, trial, epoch)
+        assert sorted(told(path)) == [1, 1, 2, 3, 4]
+
+    def test_so_it_does_where_the_driver_before_was_killed_after_it_had_said_it(self, tmp_path: Path) -> None:
+        path, trial = tmp_path / "trials.jsonl", ended_trial(tmp_path)
+        first = Recorder(path, DIGITS, Whole(), Unwatched(), resumed=False)
+        for epoch in (1, 2, 3):
+            self.report(first, trial, epoch)
+        second = Recorder(path, DIGITS, Whole(), Unwatched(), resumed=True)
+        self.report(second, trial, 2)
+        assert told(path) == [1, 2]
+
+    def test_a_trial_that_was_lost_is_counted_and_its_reason_kept(self, tmp_path: Path) -> None:
+        trial = ended_trial(tmp_path)
+        trial.error_file = str(tmp_path / "error.txt")
+        Path(trial.error_file).write_text(DISK_FULL)
+        recorder = Recorder(tmp_path / "trials.jsonl", DIGITS, Whole(), Unwatched(), resumed=False)
+        recorder.on_trial_start(1, [trial], trial)
+        for _ in range(2):
+            recorder.on_trial_recover(1, [trial], trial)
+        recorder.on_trial_complete(1, [trial], trial)
+        (row,) = recorder.board.rows.values()
+        assert (row.status, row.retries) == ("complete", 2)
+        assert row.error == "OSError: [Errno 28] No space left on device: '/tmp/copies/0.arrow' (node 10.0.0.3)"
+
+
+DISK_FULL = """Failure # 1 (occurred at 2026-11-21_14-00-00)
+kdtune.errors.CacheError: an earlier failure: with a colon
+Failure # 2 (occurred at 2026-11-21_14-00-10)
+[36mray::StudentTrial.train()[39m (pid=3, ip=10.0.0.3, actor_id=ab, repr=<kdtune>)
+  File "/x/trainable.py", line 9, in train
+    raise skipped from exception_cause(skipped)
+OSError: [Errno 28] No space left on device: '/tmp/copies/0.arrow'
+"""
+DIED = """Failure # 1 (occurred at 2026-11-21_14-00-00)
+The actor died unexpectedly before finishing this task.
+	class_name: StudentTrial
+	actor_id: ab
+	pid: 12
+	namespace: x
+	ip: 10.0.0.7
+The actor is dead because its node has died. Node Id: ff
+	the actor's node was terminated unexpectedly: preempted.
+"""
+
+
+def test_the_last_error_of_a_trial_is_shown_with_its_message_and_its_node() -> None:
     text = 'Traceback (most recent call last):\n  File "a.py", line 1\nkdtune.errors.CacheError: bad column\n'
     assert last_error(text) == "kdtune.errors.CacheError: bad column"
+    assert last_error(DISK_FULL).endswith("0.arrow' (node 10.0.0.3)")
+    assert last_error(DIED) == (
+        "The actor died unexpectedly before finishing this task. The actor is dead because its node has died. "
+        "Node Id: ff (node 10.0.0.7)"
+    )
 
 
 def test_no_two_runs_of_the_final_stage_save_into_the_same_file(tmp_path: Path) -> None:

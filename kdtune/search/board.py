@@ -98,14 +98,15 @@ def remove_checkpoints(trials: Sequence[Place]) -> None:
 
 def last_error(text: str) -> str:
     """The exception at the end of what Tune has written of a trial's failures, its message, and the node's address."""
-    text = re.split(r"^Failure # \d+ .*$", text, flags=re.MULTILINE)[-1].strip()
+    text = re.split(r"^Failure # \d+ .*\n", text, flags=re.MULTILINE)[-1].strip()
     lines = text.splitlines()
+    where = re.search(r"^\tip: (\S+)|\bip=([^\s,)]+)", text, flags=re.MULTILINE)
     starts = [k for k, line in enumerate(lines) if re.match(r"[\w.()]+: ", line)]
-    if text.startswith("The actor died") or "ActorDied" in text or not starts:
-        shown, where = lines[0] if lines else "", re.search(r"\bip(?: of the dead actor)?: ?(\S+)", text)
-    else:
-        shown, where = "\n".join(lines[starts[-1] :]), re.search(r"\bip=([^\s,)]+)", text)
-    return f"{shown} (node {where[1]})" if where else shown
+    if starts:
+        shown = "\n".join(lines[starts[-1] :])
+    else:  # Ray's own words about a process that is lost, with details that are indented
+        shown = " ".join(line for line in lines if line and not line[0].isspace())
+    return f"{shown} (node {where[1] or where[2]})" if where else shown
 
 
 class BoardWatcher(Protocol):
@@ -118,6 +119,9 @@ class BoardWatcher(Protocol):
 def _why(trial: Trial) -> str:
     # get_error() reads the copy in storage, which is made only later
     return last_error(Path(trial.error_file).read_text()) if trial.error_file else "no reason was recorded"
+
+
+LOST = "workers were lost, and others went on from the trial's last state"
 
 
 class Recorder(tune.Callback):
@@ -201,6 +205,8 @@ class Recorder(tune.Callback):
             self.failure = error
             raise
         row.epoch, row.val_accuracy = result["epoch"], result["val_accuracy"]
+        if result["lost"]:
+            row.error, row.retries = LOST, row.retries + result["lost"]
         self._tell()
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:

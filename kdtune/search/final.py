@@ -7,7 +7,6 @@ in the run folder. Seeds differ from the search's own, on which the winner was c
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,9 @@ from kdtune.data import Dataset
 from kdtune.errors import RunError
 from kdtune.experiment import Experiment, row, textbook
 from kdtune.records import ALONE, BEST, DISTILLED, TEXTBOOK_KD, append_line, mend, read_lines, write_bytes
+from kdtune.search.notice import draining
 from kdtune.search.placing import Slots
-from kdtune.search.trainable import SAVE_EVERY_S, leave, workplace
+from kdtune.search.trainable import SAVE_EVERY_S, leave, whereabouts, workplace
 from kdtune.trial import Materials, Tested
 
 MOST_CONFUSED = 100  # classes up to which a run's confusion matrix is kept
@@ -52,9 +52,6 @@ class FinalWorker:
         self.materials = materials[0]
         self.place = workplace(self.materials, slots)
 
-    def ready(self) -> None:
-        """Answers as soon as the actor has a place."""
-
     def run(self, job: Job, state: bytes | None) -> Iterator[bytes | Ended]:
         """Its state now and then, so that it can be taken up elsewhere, and at last its end."""
         trial = self.place.start(job.experiment, seed=job.seed, alone=job.alone, whole=True)
@@ -62,7 +59,7 @@ class FinalWorker:
             trial.restore(state)
         saved = time.monotonic()
         for record in trial.records:
-            if not record.last and time.monotonic() - saved > SAVE_EVERY_S:
+            if not record.last and (time.monotonic() - saved > SAVE_EVERY_S or draining(*whereabouts(self.place)[0])):
                 yield trial.state()
                 saved = time.monotonic()
         tested = trial.test()
@@ -140,22 +137,15 @@ def _runs(waiting: list[Job], folder: Path, materials: Materials, slots: Slots) 
     shared = (ray.put(materials),)
     waiting, losses = list(waiting), dict.fromkeys(((job.name, job.seed) for job in waiting), 0)
     idle: list[Any] = []
-    starting: dict[Any, Any] = {}  # an answer -> its actor: without a place, as when a node was lost, it holds no run
     busy: dict[Any, tuple[Job, Any]] = {}  # what a run streams -> the run and its actor, which ray leaves untyped
     while waiting or busy:
-        while len(idle) + len(starting) < min(len(waiting), slots.concurrent - len(busy)):
-            actor = worker.remote(shared, slots)
-            starting[actor.ready.remote()] = actor
-        while waiting and idle:
-            actor, job = idle.pop(), waiting.pop(0)
+        while waiting and len(busy) < slots.concurrent:
+            actor, job = idle.pop() if idle else worker.remote(shared, slots), waiting.pop(0)
             state = state_file(folder, job)
             run = actor.run.options(num_returns="streaming")
             busy[run.remote(job, state.read_bytes() if state.exists() else None)] = (job, actor)
-        ready, _ = ray.wait([*busy, *starting], num_returns=1)
+        ready, _ = ray.wait(list(busy), num_returns=1)
         stream: Any = ready[0]
-        if stream in starting:
-            idle.append(starting.pop(stream))
-            continue
         job, actor = busy[stream]
         try:
             said: bytes | Ended = ray.get(next(stream))
@@ -174,8 +164,6 @@ def _runs(waiting: list[Job], folder: Path, materials: Materials, slots: Slots) 
         del busy[stream]
         idle.append(actor)
         yield job, said
-    for ending in [actor.end.remote() for actor in idle]:
-        with suppress(ray.exceptions.RayActorError):  # lost since: it holds nothing
-            ray.get(ending)
-    for actor in (*idle, *starting.values()):
+    ray.get([actor.end.remote() for actor in idle])
+    for actor in idle:
         ray.kill(actor)

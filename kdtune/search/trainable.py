@@ -39,6 +39,7 @@ class StudentTrial(tune.Trainable):
         self.parameters, _ = parse(experiment.search.space)
         with held_back():
             self.place = workplace(materials[0], slots)
+        self.losses = 0  # of workers, as told so far
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -51,14 +52,17 @@ class StudentTrial(tune.Trainable):
     def step(self) -> dict[str, Any]:
         with held_back():
             record = next(self.trial.records)
-        due = not record.last and (time.monotonic() - self.saved > SAVE_EVERY_S or draining())
+        nodes, losses = whereabouts(self.place)
+        due = not record.last and (time.monotonic() - self.saved > SAVE_EVERY_S or draining(*nodes))
         if due:
             self.saved = time.monotonic()
+        lost, self.losses = losses - self.losses, losses
         return {
             # a diverged trial is as bad as can be, in a number that sampler and scheduler understand
             "val_accuracy": 0.0 if record.diverged else record.val_accuracy,
             "epoch": record.epoch,
             "record": record.to_json(),
+            "lost": lost,  # how often workers were, since the last result
             "done": record.last,
             SHOULD_CHECKPOINT: due,
         }
@@ -81,6 +85,11 @@ def workplace(materials: Any, slots: Slots) -> "Bench | Group":
         return Group(materials, slots)
     torch.set_num_threads(slots.threads)
     return Bench(ray.get(materials), slots.device)
+
+
+def whereabouts(place: "Bench | Group") -> tuple[tuple[str, ...], int]:
+    """The ids of the nodes at work besides this process's own, and how often their workers were lost."""
+    return ((), 0) if isinstance(place, Bench) else place.whereabouts()
 
 
 def leave(place: "Bench | Group") -> None:

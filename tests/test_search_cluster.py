@@ -1,0 +1,214 @@
+"""What a search does otherwise on a cluster, as far as it can be told without one."""
+
+import os
+import pickle
+import queue
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+from ray._private.state import state
+
+from kdtune.cache import LogitCache
+from kdtune.data import Dataset
+from kdtune.errors import CacheError, ExperimentError, Problem, RunError, StorageError
+from kdtune.search import notice
+from kdtune.search.away import DONE, FAILED, Telling, _heard, _prepare, _told
+from kdtune.search.session import session
+from kdtune.search.sharing import leave_link, on_cluster
+from kdtune.teacher import Teacher
+from kdtune.trial import Progress, Silent
+from tests.conftest import CPU, MakeExperiment
+
+# --- where runs lie
+
+
+@pytest.mark.parametrize(
+    ("shared", "given", "found"),
+    [
+        ("/nfs/kdtune", "runs", "/nfs/kdtune/runs"),
+        ("/nfs/kdtune", "/data/runs", "/data/runs"),
+        ("/nfs/kdtune", "s3://other/runs", "s3://other/runs"),
+        ("file:///nfs/kdtune", "runs", "/nfs/kdtune/runs"),
+        ("s3://bucket/kdtune?region=x", "runs", "s3://bucket/kdtune/runs?region=x"),
+    ],
+)
+def test_a_relative_storage_lies_below_the_one_that_the_nodes_share(
+    shared: str, given: str, found: str, make_experiment: MakeExperiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KDTUNE_STORAGE", shared)
+    experiment = on_cluster(make_experiment({"storage": given, "cache.storage": given}))
+    assert (experiment.storage, experiment.cache.storage) == (found, found)
+
+
+def test_without_a_shared_one_it_lies_in_the_home(
+    make_experiment: MakeExperiment, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("KDTUNE_STORAGE", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    experiment = on_cluster(make_experiment({"storage": "runs"}))
+    assert (experiment.storage, experiment.cache.storage) == (str(tmp_path / "kdtune" / "runs"), None)
+
+
+@pytest.mark.parametrize(
+    ("shared", "what"), [("nfs/kdtune", "absolute folder"), ("hdfs://x/y", "s3://"), ("s3://a:secret@b", "secret key")]
+)
+def test_a_shared_storage_that_will_not_do_is_named(
+    shared: str, what: str, make_experiment: MakeExperiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KDTUNE_STORAGE", shared)
+    with pytest.raises(StorageError, match=f"KDTUNE_STORAGE.*{what}"):
+        on_cluster(make_experiment())
+
+
+def test_a_link_leads_from_the_runs_name_to_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for storage in ("old", "new"):
+        leave_link(tmp_path / storage / "digits")
+    links = tmp_path / ".kdtune" / "runs"
+    assert os.listdir(links) == ["digits"]
+    assert (links / "digits").readlink() == tmp_path / "new" / "digits"
+
+
+# --- what crosses from a slot to the driver
+
+
+class Heard(Silent):
+    """Progress that writes down what it hears."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def dataset_ready(self, dataset: Dataset) -> None:
+        fit, test = len(dataset.fit), len(dataset.test.labels)
+        self.lines.append(f"{dataset.name} {dataset.shape} {fit} {test} {len(dataset.images)}")
+
+    def teacher_epoch(self, name: str, record: Any) -> None:
+        self.lines.append(f"{name} {record.epoch}")
+
+    def teacher_ready(self, name: str, teacher: Teacher, dataset: Dataset) -> None:
+        self.lines.append(f"{name} {teacher.model} {len(dataset.validation)}")
+
+    def cache_ready(self, cache: LogitCache) -> None:
+        self.lines.append(f"{cache.there()} of {cache.views}, {cache.rows_checked} checked")
+
+
+@pytest.fixture
+def crossing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's references are the things themselves."""
+    monkeypatch.setattr(ray, "get", lambda reference: reference)
+
+
+@pytest.mark.usefixtures("crossing")
+def test_what_preparing_tells_is_heard_here_without_the_pixels(make_experiment: MakeExperiment) -> None:
+    heard = Heard()
+    experiment = make_experiment({"teacher.train.epochs": 3})
+
+    def work(progress: Progress, device: torch.device) -> Any:
+        return _prepare(experiment, None, progress, device)
+
+    materials = _heard(_told(work, CPU, 1), heard)
+    assert heard.lines == [
+        "digits (1, 8, 8) 1211 450 0",
+        "teacher 1",
+        "teacher 2",
+        "teacher 3",
+        "teacher cnn-8-16 136",
+        "1 of 2, 0 checked",
+    ]
+    assert len(materials.dataset.images) == 1347
+    teacher = materials.teachers["teacher"]
+    for file in Path(teacher.folder).iterdir():
+        file.unlink()
+    assert teacher.load(CPU)(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
+
+
+@pytest.mark.usefixtures("crossing")
+@pytest.mark.parametrize(
+    "error",
+    [CacheError("damaged"), ExperimentError("x.yaml", [Problem("a.b", "is wrong")]), OSError(28, "No space", "/disk")],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_that_a_user_can_mend_is_raised_here_as_it_was_there(error: Exception) -> None:
+    def work(progress: Progress, device: torch.device) -> None:
+        raise pickle.loads(pickle.dumps(error))
+
+    with pytest.raises(type(error)) as raised:
+        _heard(_told(work, CPU, 1), Silent())
+    assert str(raised.value) == str(error)
+
+
+@pytest.mark.usefixtures("crossing")
+def test_a_bug_keeps_its_traceback() -> None:
+    def faulty(progress: Progress, device: torch.device) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError) as raised:
+        _heard(_told(faulty, CPU, 1), Silent())
+    assert raised.traceback[-1].name == "faulty"
+
+
+def test_words_about_files_do_not_flood_the_driver() -> None:
+    said: queue.SimpleQueue[tuple[str, tuple[Any, ...]]] = queue.SimpleQueue()
+    telling = Telling(said)
+    for done in range(1001):
+        telling.files_read(done, 1000)
+    assert 2 <= said.qsize() < 100
+    assert {DONE, FAILED}.isdisjoint({"files_read"})
+
+
+# --- a node's notice
+
+
+def test_a_node_is_asked_about_once_in_a_while_and_knows_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([{}, {"a": 0}, {"b": 12}])
+    asked = []
+
+    def draining() -> dict[str, int]:
+        asked.append(next(answers))
+        return asked[-1]
+
+    class Context:
+        def get_node_id(self) -> str:
+            return "a"
+
+    monkeypatch.setattr(state, "get_draining_nodes", draining)
+    monkeypatch.setattr(ray, "get_runtime_context", Context)
+    monkeypatch.setattr(notice, "_seen", (float("-inf"), frozenset()))
+    assert not notice.draining()
+    assert not notice.draining()
+    assert asked == [{}]
+    monkeypatch.setattr(notice, "LOOK_EVERY_S", -1.0)
+    assert notice.draining()
+    assert not notice.draining()
+    monkeypatch.setattr(notice, "LOOK_EVERY_S", 60.0)
+    assert notice.draining("c", "b")
+
+
+def test_errors_of_a_machine_are_held_back_and_bugs_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[float] = []
+    monkeypatch.setattr(time, "sleep", held.append)
+    for error, holds in ((OSError(28, "No space"), 1), (CacheError("out of reach"), 2), (ZeroDivisionError(), 2)):
+        with pytest.raises(type(error)), notice.held_back():
+            raise error
+        assert len(held) == holds
+
+
+# --- no cluster
+
+
+def test_where_no_cluster_answers_that_is_told(
+    make_experiment: MakeExperiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nobody(**given: object) -> None:
+        raise ConnectionError(f"nobody at {given['address']}")
+
+    monkeypatch.setattr(ray, "init", nobody)
+    with (
+        pytest.raises(RunError, match=r"no Ray cluster answers at 'auto': nobody at auto.*ray start --head"),
+        session(make_experiment().resources, "auto"),
+    ):
+        raise AssertionError
