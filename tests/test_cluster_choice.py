@@ -10,6 +10,7 @@ import yaml
 from kdtune.cli import main
 from kdtune.cluster import finding
 from kdtune.cluster.finding import Here, Joined, There, choose
+from kdtune.cluster.ssh import SshHead
 from kdtune.errors import ClusterError
 from tests.object_store import ENVIRONMENT, ObjectStore
 
@@ -87,6 +88,7 @@ def test_a_running_cluster_of_this_folder_is_taken(folder: Path, provider: Calla
     provider("print('Fetched IP'); print('10.1.2.3')")
     found = chosen(folder)
     assert isinstance(found, There)
+    assert isinstance(found.head, SshHead)
     assert found.head.host == "10.1.2.3"
     assert found.why == "on the cluster mine (AWS, cluster.yaml in this folder), head 10.1.2.3"
 
@@ -152,3 +154,8 @@ def test_down_without_a_cluster_is_refused(folder: Path, capsys: pytest.CaptureF
     with pytest.raises(SystemExit):
         main(["search", "--down"])
     assert "--down is for searches on a cluster, but this one runs here" in capsys.readouterr().err
+
+
+def test_an_address_where_nobody_answers_is_told_at_once(folder: Path) -> None:
+    with pytest.raises(ClusterError, match=r"nothing answers at 127\.0\.0\.1:1 .*`auto` finds"):
+        chosen(folder, address="127.0.0.1:1")

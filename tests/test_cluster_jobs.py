@@ -1,21 +1,30 @@
 """A search as a Ray job, on a real head: followed through broken connections, stopped in time, begun or taken up."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+from kdtune.cli.options import default_file
+from kdtune.cli.remote import on_cluster
 from kdtune.cluster import jobs
+from kdtune.cluster import remote as remote_module
 from kdtune.cluster.files import ClusterFile
+from kdtune.cluster.finding import There
 from kdtune.cluster.jobs import DIGEST, NAME, STOPPING, connected, details, follow, stop
 from kdtune.cluster.remembering import Remembered
 from kdtune.cluster.remote import Remote
 from kdtune.cluster.shipping import resolve
 from kdtune.errors import ClusterError
+from kdtune.experiment import load
+from kdtune.records import read_lines
 from tests.caches import until
 from tests.conftest import MakeExperiment
 from tests.fake_head import FakeHead, running_head
+
+pytestmark = pytest.mark.faults
 
 Running = tuple[ClusterFile, FakeHead]
 
@@ -94,6 +103,40 @@ def test_a_stop_interrupts_the_driver_and_leaves_it_time_to_write_down_what_it_h
         assert stop(client, job) == JobStatus.STOPPED, "a job that has ended already stays as it is"
 
 
+def test_a_search_is_stopped_taken_up_again_and_comes_home_with_its_table(
+    running: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster, head = running
+    monkeypatch.chdir(tmp_path)
+    short = ("search.trials=6", "train.epochs=60", "teacher.train.epochs=4", "final.seeds=1", "name=mini")
+    experiment = load(default_file(), short)
+    remote = Remote(cluster, head)
+    search = remote.begin(experiment, tmp_path, print)
+    for text in remote.follow(search, print):
+        if re.search(r"trial \d+ (complete|stopped)", text):
+            assert remote.stop(search) == JobStatus.STOPPED
+            break
+    assert "what has finished is kept" in remote.log(search)
+    assert not (search.folder / "summary.json").exists()
+
+    there = There(cluster, head, "on a cluster of this test's")
+    on_cluster(there, experiment, down=False)
+    said = capsys.readouterr().out
+    assert "search    taken up again with" in said
+    assert said.count("Test accuracy, last epoch") == 1, "whoever fetches prints the table, and the job does not"
+    assert f"Student: {search.folder / 'student'}" in said
+    assert (search.folder / "student" / "student.safetensors").exists()
+    trials = [line["trial"] for line in read_lines(search.folder / "trials.jsonl")]
+    epochs = [(line["trial"], line["epoch"]) for line in read_lines(search.folder / "trials.jsonl")]
+    assert len(set(trials)) == 6
+    assert len(set(epochs)) == len(epochs), "no epoch was run twice"
+
+    on_cluster(there, experiment, down=False)
+    said = capsys.readouterr().out
+    assert "kdtune-mini-2 has finished" in said
+    assert "Running entrypoint" not in said, "it was only fetched"
+
+
 def test_without_the_token_the_head_answers_nobody(running: Running) -> None:
     _, head = running
     with pytest.raises(ClusterError, match="asks for its token"), connected(head, None):
@@ -136,3 +179,20 @@ def test_the_same_search_attaches_another_one_of_its_name_is_refused(
     assert remote.stop(found) == JobStatus.STOPPED
     with pytest.raises(ClusterError, match="was stopped"):
         remote.bring_home(found)
+
+
+def test_machines_that_have_yet_to_join_are_waited_for_and_not_for_ever(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster, head = running
+    monkeypatch.setattr(remote_module, "JOINING_S", 0.5)
+    told = list[str]()
+    alone = ClusterFile(cluster.path, {**cluster.raw, "provider": {"type": "local", "worker_ips": []}})
+    with_two = ClusterFile(cluster.path, {**cluster.raw, "provider": {"type": "local", "worker_ips": ["a", "b"]}})
+    with connected(head, cluster.token()) as client:
+        for file in (alone, with_two):
+            Remote(file, head)._wait_for_machines(client, told.append)
+    assert told == [
+        "waiting for machines to join: 1 of 3 have",
+        "only 1 of 3 machines have joined the cluster; the search does with them",
+    ]

@@ -60,7 +60,7 @@ def _nodes(*, local: bool, cluster: Path | None) -> "tuple[str, list[Node] | Non
 
 
 def _parts(cpus: float, gpus: float) -> str:
-    return f"{cpus:g} CPUs" + (f" and {gpus:g} GPU{'s' * (gpus != 1)}" if gpus else "")
+    return f"{cpus:g} CPU{'s' * (cpus != 1)}" + (f" and {gpus:g} GPU{'s' * (gpus != 1)}" if gpus else "")
 
 
 def _at_a_time(slots: "Slots") -> str:
@@ -153,7 +153,7 @@ def _basis(gpu: str | None, slots: "Slots | None") -> str:
         return f"the speed of this machine's {gpu}, assumed of the others too; {left_out}"
     if slots is not None and slots.gpus:
         return (
-            f"this machine's CPU, since it has no GPU to measure: a GPU is assumed to be no faster, so that these "
-            f"are upper bounds. `kdtune plan` on a node with such a GPU measures it; {left_out}"
+            f"this machine's CPU, since it has no GPU to measure: a GPU is assumed to be as fast as one worker's CPUs "
+            f"here, though with all but tiny networks it is many times faster; {left_out}"
         )
     return f"the speed of this machine's CPU, assumed of the others too; {left_out}"

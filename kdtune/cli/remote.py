@@ -119,5 +119,15 @@ def reach(search: "Remembered") -> "Remote":
     return Remote(there.cluster, there.head)
 
 
+def take_down(search: "Remembered") -> None:
+    """Takes down the cluster of a search whose results are here, if that still runs."""
+    from kdtune.cluster.finding import NotRunningError
+
+    try:
+        reach(search).down(search)
+    except NotRunningError as error:
+        say("cluster", str(error))
+
+
 def say(label: str, text: str) -> None:
     typer.echo(f"{label:<{LABEL}}{text}")

@@ -52,7 +52,7 @@ def search(
     """
     experiment = read(file, overrides)
 
-    from kdtune.cli.remote import begun_before, is_here, on_cluster, reach, show_results
+    from kdtune.cli.remote import begun_before, is_here, on_cluster, show_results, take_down
     from kdtune.cluster.finding import There, choose
     from kdtune.errors import ClusterError
 
@@ -60,7 +60,7 @@ def search(
     if before is not None and is_here(before, experiment):
         show_results(before)
         if down:
-            reach(before).down(before)
+            take_down(before)
         return
     # a search goes on where it was begun
     place = choose(Path.cwd(), local=local, cluster=before.cluster if before else cluster, address=address)

@@ -114,6 +114,11 @@ class ClusterFile:
                 found.append({**resources, "count": count})
         return [node for node in found if node["cpus"] or node["gpus"]]
 
+    @property
+    def machines(self) -> int | None:
+        """How many machines of one's own the file names, its head included; None for a cloud's, which come and go."""
+        return 1 + len(self.provider.get("worker_ips") or ()) if self.kind == OWN else None
+
     def _resources(self, name: str, node_type: Mapping[str, Any]) -> dict[str, float]:
         resources: Mapping[str, float] | None = node_type.get("resources")
         if not resources or "CPU" not in resources:

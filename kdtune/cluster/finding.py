@@ -8,17 +8,19 @@ ways on, and a search goes to this machine by itself only where no cluster can b
 """
 
 import importlib.util
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from kdtune.cluster.files import OWN, ClusterFile, read_cluster_file
-from kdtune.cluster.ssh import SshHead
+from kdtune.cluster.ssh import Head, SshHead
 from kdtune.errors import ClusterError
 
 DEFAULT = "cluster.yaml"  # in the current folder
 PROVIDER_S = 90.0  # how long a provider may take to say which machines run
+ANSWER_S = 10.0
 NOT_FOUND = "not found"  # how Ray ends its word about a head that is not there
 NEEDS = {"aws": "boto3", "gcp": "googleapiclient"}  # to ask the provider; `ray up` needs the same
 INSTALL = {"boto3": "boto3", "googleapiclient": "google-api-python-client"}
@@ -44,7 +46,7 @@ class There:
     """On the cluster of a cluster file."""
 
     cluster: ClusterFile
-    head: SshHead
+    head: Head
     why: str
 
 
@@ -56,6 +58,7 @@ def choose(folder: Path, *, local: bool, cluster: Path | None, address: str | No
     if local:
         return Here("here, on this machine (--local)")
     if address:
+        _check_answers(address)
         return Joined(address, f"at the Ray cluster of this machine (--address {address})")
     if cluster is not None:
         return running(read_cluster_file(cluster), f"--cluster {cluster}")
@@ -74,6 +77,20 @@ def choose(folder: Path, *, local: bool, cluster: Path | None, address: str | No
     except ClusterError as error:
         raise ClusterError(
             f"{error}\nSo whether the cluster of {DEFAULT} runs is not known. --local searches on this machine"
+        ) from error
+
+
+def _check_answers(address: str) -> None:
+    """Raises ClusterError where nothing listens at `host:port`: Ray itself would try for minutes."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit():
+        return  # `auto`, which Ray looks up
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(
+            f"nothing answers at {address} ({error}); `ray start --head` there prints the address to give, and `auto` "
+            f"finds the Ray of this machine"
         ) from error
 
 

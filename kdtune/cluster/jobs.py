@@ -52,9 +52,13 @@ class NoRayError(UnreachableError):
     """The head is there, but no Ray runs on it."""
 
 
+def _headers(token: str | None) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
 def _client(address: str, token: str | None) -> JobSubmissionClient:
     try:
-        return JobSubmissionClient(address, headers={"Authorization": f"Bearer {token}"} if token else None)
+        return JobSubmissionClient(address, headers=_headers(token))
     except ConnectionError as error:
         raise NoRayError("nothing answers at the head's dashboard: Ray does not run there") from error
     except AuthenticationError as error:
@@ -69,6 +73,13 @@ def jobs_of(client: JobSubmissionClient, name: str) -> list[JobDetails]:
     """The jobs of the search `name` that this cluster has had, the latest last."""
     jobs = [job for job in client.list_jobs() if (job.metadata or {}).get(NAME) == name and job.submission_id]
     return sorted(jobs, key=lambda job: job.start_time or 0)
+
+
+def nodes_alive(client: JobSubmissionClient, token: str | None) -> int:
+    """How many machines have joined the cluster."""
+    answer = requests.get(f"{client.get_address()}/api/v0/nodes", headers=_headers(token), timeout=30)
+    answer.raise_for_status()
+    return sum(node["state"] == "ALIVE" for node in answer.json()["data"]["result"]["result"])
 
 
 def others_running(client: JobSubmissionClient, job: str) -> list[str]:

@@ -7,6 +7,7 @@ remote.bring_home(search)
 """
 
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +18,26 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from kdtune.cluster.fetching import fetch
 from kdtune.cluster.files import ClusterFile
 from kdtune.cluster.finding import take_down
-from kdtune.cluster.jobs import DIGEST, Tell, connected, details, follow, jobs_of, others_running, stop, submit
+from kdtune.cluster.jobs import (
+    DIGEST,
+    PAUSE_S,
+    Tell,
+    connected,
+    details,
+    follow,
+    jobs_of,
+    nodes_alive,
+    others_running,
+    stop,
+    submit,
+)
 from kdtune.cluster.remembering import Remembered, local_folder, recall
 from kdtune.cluster.shipping import Shipment, pack, resolve
 from kdtune.cluster.ssh import Head
 from kdtune.errors import ClusterError
 from kdtune.experiment import Experiment
+
+JOINING_S = 180.0  # how long machines that `ray up` has set up may take to join
 
 
 @dataclass(frozen=True)
@@ -47,7 +62,9 @@ class Remote:
         with connected(self.head, self.cluster.token()) as client:
             jobs = jobs_of(client, experiment.name)
             job = self._going_on(jobs[-1], shipment, tell) if jobs else None
-            job = job or self._submit(client, shipment, working_folder, tell, again=bool(jobs))
+            if job is None:
+                self._wait_for_machines(client, tell)
+                job = self._submit(client, shipment, working_folder, tell, again=bool(jobs))
         return Remembered(folder, experiment.name, self.cluster.path, job, shipment.digest).write()
 
     def _going_on(self, last: JobDetails, shipment: Shipment, tell: Tell) -> str | None:
@@ -66,6 +83,19 @@ class Remote:
             tell(f"{job} has finished")
             return job
         return None
+
+    def _wait_for_machines(self, client: JobSubmissionClient, tell: Tell) -> None:
+        """`ray up` is done once the head runs, but how many trials run at a time is settled when a search begins."""
+        expected, token = self.cluster.machines, self.cluster.token()
+        deadline, told = time.monotonic() + JOINING_S, False
+        while expected is not None and (there := nodes_alive(client, token)) < expected:
+            if time.monotonic() > deadline:
+                tell(f"only {there} of {expected} machines have joined the cluster; the search does with them")
+                return
+            if not told:
+                told = True
+                tell(f"waiting for machines to join: {there} of {expected} have")
+            time.sleep(PAUSE_S)
 
     def _submit(self, client: JobSubmissionClient, shipment: Shipment, folder: Path, tell: Tell, *, again: bool) -> str:
         with tempfile.TemporaryDirectory() as temporary:

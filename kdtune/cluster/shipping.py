@@ -107,7 +107,7 @@ def files_of(folder: Path, experiment: Experiment) -> Iterator[Path]:
 
 def _walk(folder: Path, ignored: list[Ignored], apart: set[Path]) -> Iterator[Path]:
     ignored = [*ignored, *(rule for name in IGNORE_FILES if (rule := _rule(folder / name)) is not None)]
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+    for entry in _entries(folder):
         path = Path(entry.path)
         if entry.name in NEVER or path.resolve() in apart or any(rule(path) for rule in ignored):
             continue
@@ -116,6 +116,16 @@ def _walk(folder: Path, ignored: list[Ignored], apart: set[Path]) -> Iterator[Pa
                 yield from _walk(path, ignored, apart)
         elif entry.is_file():  # links to folders are left out: they lead to disks that stay here
             yield path
+
+
+def _entries(folder: Path) -> "list[os.DirEntry[str]]":
+    try:
+        return sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except PermissionError as error:
+        raise ClusterError(
+            f"{folder} is in the working folder, but cannot be read; name it in .gitignore or .rayignore, or search "
+            f"from another folder"
+        ) from error
 
 
 def _rule(file: Path) -> Ignored | None:
