@@ -338,7 +338,7 @@ def told(path: Path) -> list[int]:
 
 class TestRetries:
     def report(self, recorder: Recorder, trial: Any, epoch: int) -> None:
-        result = {"epoch": epoch, "val_accuracy": 0.5, "record": record(epoch).to_json()}
+        result = {"epoch": epoch, "val_accuracy": 0.5, "record": record(epoch).to_json(), "lost": 0}
         recorder.on_trial_result(1, [trial], trial, result)
 
     def test_an_epoch_that_comes_again_replaces_what_was_said_of_it(self, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import pickle
 import queue
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import ray
@@ -17,8 +17,10 @@ from kdtune.data import Dataset
 from kdtune.errors import CacheError, ExperimentError, Problem, RunError, StorageError
 from kdtune.search import notice
 from kdtune.search.away import DONE, FAILED, Telling, _heard, _prepare, _told
-from kdtune.search.session import session
-from kdtune.search.sharing import leave_link, on_cluster
+from kdtune.search.crew import Crew
+from kdtune.search.placing import Node
+from kdtune.search.session import nodes, session
+from kdtune.search.sharing import check_seen, leave_link, on_cluster
 from kdtune.teacher import Teacher
 from kdtune.trial import Progress, Silent
 from tests.conftest import CPU, MakeExperiment
@@ -71,6 +73,137 @@ def test_a_link_leads_from_the_runs_name_to_its_folder(tmp_path: Path, monkeypat
     links = tmp_path / ".kdtune" / "runs"
     assert os.listdir(links) == ["digits"]
     assert (links / "digits").readlink() == tmp_path / "new" / "digits"
+
+
+class Asked:
+    """A Ray task on one node, as `check_seen` asks for it."""
+
+    answers: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, act: Any, name: str = "") -> None:
+        self.act = act
+        self.name = name
+
+    def options(self, scheduling_strategy: Any) -> "Asked":
+        assert not scheduling_strategy.soft
+        return Asked(self.act, scheduling_strategy.node_id)
+
+    def remote(self, marker: Path) -> Any:
+        assert self.act(marker)  # this machine sees it
+        return self.answers[self.name]
+
+
+def test_nodes_that_do_not_see_the_storage_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def get(answer: Any) -> Any:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    names = [character * 56 for character in "abcd"]
+    nodes = [{"NodeID": name, "NodeManagerAddress": f"10.0.0.{k}", "Alive": True} for k, name in enumerate(names)]
+    monkeypatch.setattr(ray, "nodes", lambda: [*nodes, {"NodeID": "e", "NodeManagerAddress": "gone", "Alive": False}])
+    monkeypatch.setattr(ray, "remote", lambda **asked: Asked if asked["num_cpus"] == 0 else None)
+    monkeypatch.setattr(ray, "get", get)
+    lost = ray.exceptions.RayError()
+    monkeypatch.setattr(Asked, "answers", dict(zip(names, (True, False, lost, False), strict=True)))
+    with pytest.raises(StorageError, match=r"2 of 4 nodes cannot see or write: 10\.0\.0\.1, 10\.0\.0\.3\."):
+        check_seen(tmp_path)
+    monkeypatch.setattr(Asked, "answers", dict.fromkeys(names, True))
+    check_seen(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+# --- processes on slots
+
+
+class Actor:
+    """What a crew asks of an actor; its own reference says that it has arrived."""
+
+    def __init__(self) -> None:
+        self.__ray_ready__ = self.end = self
+        self.left = False
+
+    def remote(self) -> "Actor":
+        return self
+
+
+class Place:
+    """Where actors arrive, die and are killed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.arrived: list[Any] = []  # in this order; an exception stands for one that ends as it starts
+        self.killed: list[Actor] = []
+        self.started: list[Actor] = []
+        monkeypatch.setattr(ray, "wait", self.wait)
+        monkeypatch.setattr(ray, "get", self.get)
+        monkeypatch.setattr(ray, "kill", self.killed.append)
+
+    def start(self) -> Actor:
+        self.started.append(Actor())
+        return self.started[-1]
+
+    def wait(self, asked: list[Any], num_returns: int, timeout: float | None) -> tuple[list[Any], list[Any]]:
+        ready = [one for one in asked if one in self.arrived][:num_returns]
+        return ready, [one for one in asked if one not in ready]
+
+    def get(self, given: Any) -> None:
+        if isinstance(given, Actor) and given.left:
+            raise ray.exceptions.ActorDiedError
+
+
+@pytest.fixture
+def place(monkeypatch: pytest.MonkeyPatch) -> Place:
+    return Place(monkeypatch)
+
+
+def test_work_is_given_to_who_has_arrived_and_nobody_waits_for_who_never_does(place: Place) -> None:
+    crew = Crew(place.start, most=3)
+    crew.call(2)
+    crew.call(5)
+    one, two, three = place.started
+    place.arrived = [two]
+    assert crew.next([]) is None
+    assert crew.idle == [two]
+    place.arrived = ["what two says"]
+    assert crew.next(["what two says"]) == "what two says"
+    crew.end()
+    assert set(place.killed) == {one, two, three}
+
+
+def test_who_is_lost_is_replaced_and_who_is_retired_keeps_its_place(place: Place) -> None:
+    crew = Crew(place.start, most=2)
+    crew.call(2)
+    place.arrived = list(place.started)
+    crew.next([])
+    crew.next([])
+    crew.retire(crew.idle.pop())
+    crew.call(2)
+    assert len(place.started) == 2
+    crew.idle.pop()
+    crew.lost()
+    crew.call(2)
+    assert len(place.started) == 3
+    with pytest.raises(RunError, match="all 2 places"):
+        crew.retire(place.started[-1])
+
+
+def test_where_nobody_comes_or_all_end_as_they_start_that_is_told(place: Place) -> None:
+    crew = Crew(place.start, most=1)
+    crew.call(1)
+    with pytest.raises(RunError, match="no process could be started in 20 minutes"):
+        crew.next([])
+
+    def start_again() -> None:
+        crew.call(1)
+        place.started[-1].left = True
+        place.arrived = list(place.started)
+        crew.next([])
+
+    for _ in range(3):
+        start_again()
+    with pytest.raises(RunError, match="processes end as they start"):
+        start_again()
+    assert len(place.started) == 4
 
 
 # --- what crosses from a slot to the driver
@@ -188,16 +321,39 @@ def test_a_node_is_asked_about_once_in_a_while_and_knows_its_own_name(monkeypatc
     assert notice.draining("c", "b")
 
 
-def test_errors_of_a_machine_are_held_back_and_bugs_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("count", [1, 2])
+def test_errors_of_a_machine_are_held_back_where_there_are_others_and_bugs_never(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     held: list[float] = []
     monkeypatch.setattr(time, "sleep", held.append)
-    for error, holds in ((OSError(28, "No space"), 1), (CacheError("out of reach"), 2), (ZeroDivisionError(), 2)):
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": False}, *[{"Alive": True}] * count])
+    errors: list[tuple[Exception, bool]] = [
+        (OSError(28, "No space"), True),
+        (CacheError("out of reach"), True),
+        (RunError("workers are lost"), False),
+        (ZeroDivisionError(), False),
+    ]
+    for error, of_a_machine in errors:
+        held.clear()
         with pytest.raises(type(error)), notice.held_back():
             raise error
-        assert len(held) == holds
+        assert len(held) == (of_a_machine and count > 1)
 
 
 # --- no cluster
+
+
+@pytest.mark.parametrize("given", ["eight", "[8]", '[{"cpu": 8}]', "{}x"])
+def test_nodes_that_cannot_be_understood_are_shown(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KDTUNE_NODES", given)
+    with pytest.raises(RunError, match=r"KDTUNE_NODES is .*expected all nodes"):
+        nodes()
+
+
+def test_nodes_that_a_cluster_may_grow_to_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KDTUNE_NODES", '[{"cpus": 8, "gpus": 1, "count": 4}, {"cpus": 2, "gpus": 0}]')
+    assert nodes() == [Node(8, 1, 4), Node(2, 0, 1)]
 
 
 def test_where_no_cluster_answers_that_is_told(

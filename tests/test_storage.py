@@ -54,6 +54,8 @@ def test_what_changes_is_pushed_while_the_work_goes_on_and_what_is_removed_goes(
         (folder / "final" / "winner.json").unlink()
         (folder / "trials.jsonl").write_text("1\n2\n")
         (folder / ".trials.jsonl.part").write_text("not whole yet")
+        (folder / ".student.part").mkdir()
+        (folder / ".student.part" / "config.json").write_text("not whole yet")
         mirror.push()
         assert there(address) == {"trials.jsonl": b"1\n2\n"}
         puts = s3.count("PUT", "trials.jsonl")
@@ -85,6 +87,12 @@ def test_a_folder_that_was_overtaken_takes_what_is_there_and_keeps_its_own_aside
     assert there(address) == {"trials.jsonl": b"1\n2\n"}
     (aside,) = tmp_path.glob("first.older-*")
     assert (aside / "trials.jsonl").read_text() == "1\nolder\n"
+
+
+def test_files_without_a_mark_are_pulled_and_not_written_over(s3: S3, tmp_path: Path) -> None:
+    Remote(s3.address("runs/tiny")).write("trials.jsonl", b"1\n")
+    with mirrored(s3.address("runs/tiny"), tmp_path / "here"):
+        assert (tmp_path / "here" / "trials.jsonl").read_text() == "1\n"
 
 
 def test_after_a_crash_the_same_machine_goes_on_at_once_with_what_it_had_not_pushed(s3: S3, tmp_path: Path) -> None:

@@ -27,7 +27,9 @@ def compute_columns(
     caches = [open_cache(place, views=materials.columns) for place in materials.caches.values()]
     work: Any = ray.remote(num_cpus=slots.cpus, num_gpus=slots.gpus)(_work)
     shared = ray.put(materials)
-    tasks = [work.remote(experiment, shared, slots.device, slots.threads) for _ in range(slots.concurrent)]
+    tasks = [
+        work.remote(experiment, shared, slots.device, slots.threads) for _ in range(slots.concurrent * slots.workers)
+    ]
     while tasks:
         ready, tasks = ray.wait(tasks, num_returns=1, timeout=LOOK_EVERY_S)
         try:

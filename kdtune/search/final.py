@@ -5,9 +5,9 @@ final.jsonl, so a stage that was interrupted repeats only what is missing; of a 
 in the run folder. Seeds differ from the search's own, on which the winner was chosen.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,13 @@ from kdtune.data import Dataset
 from kdtune.errors import RunError
 from kdtune.experiment import Experiment, row, textbook
 from kdtune.records import ALONE, BEST, DISTILLED, TEXTBOOK_KD, append_line, mend, read_lines, write_bytes
-from kdtune.search.notice import draining
+from kdtune.search.crew import Crew
+from kdtune.search.notice import OF_A_MACHINE, draining
 from kdtune.search.placing import Slots
 from kdtune.search.trainable import SAVE_EVERY_S, leave, whereabouts, workplace
 from kdtune.trial import Materials, Tested
+
+log = logging.getLogger(__name__)
 
 MOST_CONFUSED = 100  # classes up to which a run's confusion matrix is kept
 WEIGHTS = "best.safetensors"  # of the winner's first seed: what is exported
@@ -52,9 +55,6 @@ class FinalWorker:
         """`materials` holds a reference to what is in Ray's object store."""
         self.materials = materials[0]
         self.place = workplace(self.materials, slots)
-
-    def ready(self) -> None:
-        """Answers as soon as the actor has a place."""
 
     def run(self, job: Job, state: bytes | None) -> Iterator[bytes | Ended]:
         """Its state now and then, so that it can be taken up elsewhere, and at last its end."""
@@ -139,23 +139,18 @@ def _runs(waiting: list[Job], folder: Path, materials: Materials, slots: Slots) 
     held = {"num_cpus": slots.cpus, "num_gpus": slots.gpus} if slots.workers == 1 else {"num_cpus": 0}
     worker: Any = ray.remote(**held)(FinalWorker)
     shared = (ray.put(materials),)
+    crew = Crew(lambda: worker.remote(shared, slots), slots.concurrent)
     waiting, losses = list(waiting), dict.fromkeys(((job.name, job.seed) for job in waiting), 0)
-    idle: list[Any] = []
-    starting: dict[Any, Any] = {}  # an answer -> its actor: without a place, as when a node was lost, it holds no run
     busy: dict[Any, tuple[Job, Any]] = {}  # what a run streams -> the run and its actor, which ray leaves untyped
     while waiting or busy:
-        while len(idle) + len(starting) < min(len(waiting), slots.concurrent - len(busy)):
-            actor = worker.remote(shared, slots)
-            starting[actor.ready.remote()] = actor
-        while waiting and idle:
-            actor, job = idle.pop(), waiting.pop(0)
+        crew.call(len(waiting))
+        while waiting and crew.idle:
+            actor, job = crew.idle.pop(), waiting.pop(0)
             state = state_file(folder, job)
             run = actor.run.options(num_returns="streaming")
             busy[run.remote(job, state.read_bytes() if state.exists() else None)] = (job, actor)
-        ready, _ = ray.wait([*busy, *starting], num_returns=1)
-        stream: Any = ready[0]
-        if stream in starting:
-            idle.append(starting.pop(stream))
+        stream = crew.next(list(busy))
+        if stream is None:
             continue
         job, actor = busy[stream]
         try:
@@ -163,20 +158,27 @@ def _runs(waiting: list[Job], folder: Path, materials: Materials, slots: Slots) 
         except ray.exceptions.RayError as error:
             del busy[stream]
             losses[job.name, job.seed] += 1
-            if not isinstance(error, ray.exceptions.RayActorError) or losses[job.name, job.seed] > LOSSES:
+            again = isinstance(error, ray.exceptions.RayActorError) or _of_the_machine(error)
+            if not again or losses[job.name, job.seed] > LOSSES:
                 raise RunError(
                     f"a run of the final stage failed: {error}\nThe same command takes it up again"
                 ) from error
+            log.warning("a run of the final stage is taken up by another process: %s", error)
             waiting.insert(0, job)
+            if _of_the_machine(error):
+                crew.retire(actor)
+            else:
+                crew.lost()
             continue
         if isinstance(said, bytes):
             write_bytes(state_file(folder, job), said)
             continue
         del busy[stream]
-        idle.append(actor)
+        crew.idle.append(actor)
         yield job, said
-    for ending in [actor.end.remote() for actor in idle]:
-        with suppress(ray.exceptions.RayActorError):  # lost since: it holds nothing
-            ray.get(ending)
-    for actor in (*idle, *starting.values()):
-        ray.kill(actor)
+    crew.end()
+
+
+def _of_the_machine(error: Exception) -> bool:
+    """Whether another machine may do what failed on this one: its disk is full, or it does not reach a storage."""
+    return isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, OF_A_MACHINE)

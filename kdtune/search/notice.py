@@ -7,14 +7,16 @@ with held_back(): ...                     # around what may meet a full disk or 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 from ray._private.state import state
 
-from kdtune.errors import KdtuneError
+from kdtune.errors import CacheError, DataError, StorageError
 
 LOOK_EVERY_S = 1.0
 HOLD_S = 20.0
+OF_A_MACHINE = (OSError, CacheError, DataError, StorageError)  # what fails on one node and may do on another
 
 _seen: tuple[float, frozenset[str]] = (float("-inf"), frozenset())
 
@@ -33,13 +35,15 @@ def draining(*nodes: str) -> bool:
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Errors that a machine can have leave only after HOLD_S.
+    """Errors that a machine can have leave only after HOLD_S, where there are other machines.
 
     A node with a full disk would otherwise take up one trial after the other, and fail them all while healthy nodes are
     busy; and a storage that is out of reach would see all retries at once.
     """
     try:
         yield
-    except (OSError, KdtuneError):
-        time.sleep(HOLD_S)
+    except OF_A_MACHINE:
+        nodes: Any = ray.nodes()  # type: ignore[no-untyped-call]
+        if sum(node["Alive"] for node in nodes) > 1:
+            time.sleep(HOLD_S)
         raise

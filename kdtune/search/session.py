@@ -73,6 +73,12 @@ def nodes() -> list[Node]:
     """The machines that are there, and those that KDTUNE_NODES says the cluster may grow to instead of them."""
     growing = os.environ.get(NODES)
     if growing:
-        return [Node(**node) for node in json.loads(growing)]
+        try:
+            return [Node(**node) for node in json.loads(growing)]
+        except (ValueError, TypeError) as error:
+            raise RunError(
+                f"{NODES} is {growing!r}: expected all nodes that there may be, as "
+                '[{"cpus": 8, "gpus": 1, "count": 4}]'
+            ) from error
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     return [Node(there.get("CPU", 0.0), there.get("GPU", 0.0)) for there in alive]

@@ -80,8 +80,8 @@ class Mirror:
 
     def _is_ours(self, name: str) -> bool:
         *folders, last = name.split("/")
-        stays = last in (OWNER, "lock", ".lock") or last.endswith(PART)
-        return not stays and not any(folder in self.apart for folder in folders)
+        whole = not any(part.endswith(PART) for part in (*folders, last))
+        return whole and last not in (OWNER, "lock", ".lock") and not any(folder in self.apart for folder in folders)
 
 
 class Owned(Mirror):
@@ -91,9 +91,9 @@ class Owned(Mirror):
         """Raises RunError while another process holds the copy."""
         mine = self._known()
         theirs = self._mark()
-        if theirs and theirs["owner"] != mine:
-            if not theirs["ended"]:
-                self._wait(theirs)
+        if theirs and theirs["owner"] != mine and not theirs["ended"]:
+            self._wait(theirs)
+        if mine is None or (theirs and theirs["owner"] != mine):
             self._set_aside(mine)
             self.pull()
         self.mine, self.beat = mine or uuid.uuid4().hex, 0

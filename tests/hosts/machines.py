@@ -48,12 +48,15 @@ MaxSessions 100
 class Host:
     """One of them. `process` holds its namespaces together."""
 
-    name: str
+    number: int
     address: str
     namespace: str
-    plug: str
     folder: Path
     process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def name(self) -> str:
+        return f"host{self.number}"
 
     def commands(self) -> list[str]:
         """The command lines of all that runs there; its sshd and what SSH itself starts are left out."""
@@ -66,7 +69,7 @@ class Hosts:
     """All of them; the first is the head. `key` logs in as root, `shared` is the same folder on each and here."""
 
     all: list[Host]
-    gateway: str
+    network: network.Network
     key: Path
     shared: Path
 
@@ -96,10 +99,10 @@ class Hosts:
 
     def cut(self, host: Host) -> None:
         """Pulls its cable out: it runs on, and nobody reaches it."""
-        network.ip("link", "set", host.plug, "down")
+        self.network.plug(host.number, "down")
 
     def mend(self, host: Host) -> None:
-        network.ip("link", "set", host.plug, "up")
+        self.network.plug(host.number, "up")
 
     def kill(self, host: Host) -> None:
         """Ends all its processes at once, as if its power were gone."""
@@ -128,12 +131,12 @@ def hosts(count: int, folder: Path) -> Iterator[Hosts]:
     _make_key(key)
     with network.network(count) as net:
         made = [
-            Host(f"host{index}", address, net.namespace(index), net.plug(index), folder / f"host{index}")
+            Host(index, address, net.namespace(index), folder / f"host{index}")
             for index, address in enumerate(net.addresses)
         ]
         for host in made:
             _furnish(host, made, key)
-        cluster = Hosts(made, net.gateway, key, shared)
+        cluster = Hosts(made, net, key, shared)
         try:
             for host in made:
                 cluster.boot(host)

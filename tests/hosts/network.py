@@ -1,9 +1,11 @@
-"""A bridge and network namespaces: addresses for hosts on this machine, reached from here and from each other only.
+"""A switch and network namespaces: addresses for hosts on this machine, reached from here and from each other only.
 
 with network(2) as net: ...     # net.gateway is this machine, net.addresses are the hosts', net.namespace(0) the first
 
-Each run of the tests has a number of its own, in the names of its bridge `kdt<n>`, its namespaces `kdt<n>-<i>` and its
-subnet 10.77.<n>.0/24. The bridge's alias says whose it is, so that what a crashed run has left is found and removed.
+Each run of the tests has a number of its own, in the names of this machine's cable to the switch `kdt<n>`, the
+namespaces `kdt<n>-<i>` and the subnet 10.77.<n>.0/24. The cable's alias says whose it is, so that what a crashed run
+has left is found and removed. The switch is a bridge in a namespace of its own: between hosts, this machine's firewall
+(as Docker sets it up) has no say.
 """
 
 import fcntl
@@ -16,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 LOCK = Path("/run/lock/kdtune-hosts")
 NUMBERS = range(256)
@@ -29,8 +32,13 @@ class Network:
     count: int
 
     @property
-    def bridge(self) -> str:
+    def uplink(self) -> str:
+        """This machine's cable."""
         return f"kdt{self.number}"
+
+    @property
+    def switch(self) -> str:
+        return f"{self.uplink}-switch"
 
     @property
     def gateway(self) -> str:
@@ -41,11 +49,11 @@ class Network:
         return [f"10.77.{self.number}.{index + 1}" for index in range(self.count)]
 
     def namespace(self, index: int) -> str:
-        return f"{self.bridge}-{index}"
+        return f"{self.uplink}-{index}"
 
-    def plug(self, index: int) -> str:
-        """The bridge's end of a host's cable."""
-        return f"{self.bridge}p{index}"
+    def plug(self, index: int, state: str) -> None:
+        """Sets a host's cable at the switch `up` or `down`."""
+        ip("-n", self.switch, "link", "set", f"host{index}", state)
 
 
 @contextmanager
@@ -55,29 +63,33 @@ def network(count: int) -> Iterator[Network]:
         for number in _left_behind():
             remove(number)
         net = Network(_free_number(), count)
-        ip("link", "add", net.bridge, "type", "bridge")
-        ip("link", "set", net.bridge, "alias", json.dumps(_this_process()))
+        ip("link", "add", net.uplink, "type", "veth", "peer", "name", f"{net.uplink}u")
+        ip("link", "set", net.uplink, "alias", json.dumps(_this_process()))
     try:
-        ip("addr", "add", f"{net.gateway}/24", "dev", net.bridge)
-        ip("link", "set", net.bridge, "up")
-        for index in range(count):
-            _connect(net, index)
+        _build(net)
         yield net
     finally:
         remove(net.number)
 
 
-def _connect(net: Network, index: int) -> None:
-    space, plug = net.namespace(index), net.plug(index)
-    ip("netns", "add", space)
-    ip("link", "add", plug, "type", "veth", "peer", "name", "eth0", "netns", space)
-    ip("link", "set", plug, "master", net.bridge)
-    ip("link", "set", plug, "up")
-    ip("-n", space, "addr", "add", f"{net.addresses[index]}/24", "dev", "eth0")
-    ip("-n", space, "link", "set", "lo", "up")
-    ip("-n", space, "link", "set", "eth0", "up")
-    # Ray and gloo ask which address the way out has; without one they take 127.0.0.1
-    ip("-n", space, "route", "add", "default", "via", net.gateway)
+def _build(net: Network) -> None:
+    ip("netns", "add", net.switch)
+    ip("link", "set", f"{net.uplink}u", "netns", net.switch)
+    ip("addr", "add", f"{net.gateway}/24", "dev", net.uplink)
+    ip("link", "set", net.uplink, "up")
+    ip("-n", net.switch, "link", "add", "bridge", "type", "bridge")
+    ip("-n", net.switch, "link", "set", "bridge", "up")
+    ip("-n", net.switch, "link", "set", f"{net.uplink}u", "master", "bridge", "up")
+    for index in range(net.count):
+        space, cable = net.namespace(index), f"host{index}"
+        ip("netns", "add", space)
+        ip("-n", net.switch, "link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", space)
+        ip("-n", net.switch, "link", "set", cable, "master", "bridge", "up")
+        ip("-n", space, "addr", "add", f"{net.addresses[index]}/24", "dev", "eth0")
+        ip("-n", space, "link", "set", "lo", "up")
+        ip("-n", space, "link", "set", "eth0", "up")
+        # Ray and gloo ask which address the way out has; without one they take 127.0.0.1
+        ip("-n", space, "route", "add", "default", "via", net.gateway)
 
 
 def ip(*arguments: str) -> str:
@@ -90,14 +102,13 @@ def processes(namespace: str) -> list[int]:
 
 
 def remove(number: int) -> None:
-    """Ends every process in the run's namespaces, and removes these, their cables and the bridge."""
-    bridge = f"kdt{number}"
-    for space in [name for name in _namespaces() if name.startswith(f"{bridge}-")]:
+    """Ends every process in the run's namespaces, and removes these, with the switch and its cables."""
+    uplink = f"kdt{number}"
+    for space in [entry["name"] for entry in _json("netns", "list") if entry["name"].startswith(f"{uplink}-")]:
         end_all(space)
-        for cable in json.loads(ip("-n", space, "-j", "link", "show", "type", "veth") or "[]"):
-            ip("-n", space, "link", "del", cable["ifname"])  # at once: the namespace may live on until sockets time out
         ip("netns", "del", space)
-    ip("link", "del", bridge)
+    if uplink in [link["ifname"] for link in _json("link", "show")]:
+        ip("link", "del", uplink)
 
 
 def end_all(namespace: str) -> None:
@@ -123,24 +134,24 @@ def _end(pid: int) -> None:
         os.close(handle)
 
 
-def _namespaces() -> list[str]:
-    return [entry["name"] for entry in json.loads(ip("-j", "netns", "list") or "[]")]
-
-
-def _bridges() -> dict[int, str]:
-    """The numbers of the runs that have a bridge, with its alias."""
-    links = json.loads(ip("-j", "link", "show", "type", "bridge") or "[]")
-    named = {link["ifname"].removeprefix("kdt"): link.get("ifalias", "") for link in links if "ifname" in link}
+def _uplinks() -> dict[int, str]:
+    """The numbers of the runs that have a cable on this machine, with its alias."""
+    named = {link["ifname"].removeprefix("kdt"): link.get("ifalias", "") for link in _json("link", "show")}
     return {int(name): alias for name, alias in named.items() if name.isdigit()}
 
 
+def _json(*arguments: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(ip("-j", *arguments) or "[]")
+    return found
+
+
 def _left_behind() -> list[int]:
-    """Numbers of runs whose process is gone. An unfinished bridge has no alias: the lock says that nobody makes it."""
-    return [number for number, alias in _bridges().items() if not alias or not _alive(*json.loads(alias))]
+    """Numbers of runs whose process is gone. An unfinished cable has no alias: the lock says that nobody makes it."""
+    return [number for number, alias in _uplinks().items() if not alias or not _alive(*json.loads(alias))]
 
 
 def _free_number() -> int:
-    taken = _bridges()
+    taken = _uplinks()
     return next(number for number in NUMBERS if number not in taken)
 
 

@@ -46,4 +46,4 @@ def test_ray_down_leaves_no_process_on_any_host(laptop: Laptop) -> None:
     laptop.down()
     head, workers = laptop.hosts.head, laptop.hosts.workers
     assert not head.commands()
-    wait_until(lambda: not any(worker.commands() for worker in workers), 120, lambda: str(workers[0].commands()))
+    wait_until(lambda: not any(worker.commands() for worker in workers), 180, lambda: str(workers[0].commands()))

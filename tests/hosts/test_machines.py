@@ -24,6 +24,14 @@ with hosts(1, Path(sys.argv[1])) as made:
 """
 
 
+def left_of(namespace: str) -> list[str]:
+    """The namespaces and links of the run that a namespace belongs to."""
+    uplink = namespace.partition("-")[0]
+    names = [entry["name"] for entry in json.loads(ip("-j", "netns", "list") or "[]")]
+    names += [link["ifname"] for link in json.loads(ip("-j", "link", "show"))]
+    return [name for name in names if name == uplink or name.startswith(f"{uplink}-")]
+
+
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
     with hosts(2, tmp_path_factory.mktemp("machines") / "made") as made:
@@ -76,8 +84,7 @@ def test_nothing_is_left_of_hosts_that_are_no_longer_needed(tmp_path: Path) -> N
     with hosts(1, tmp_path / "made") as made:
         made.run(made.head, "sleep 4000 > /dev/null 2>&1 &")
         namespace = made.head.namespace
-    assert namespace not in ip("netns", "list").split()
-    assert not links(namespace.partition("-")[0])
+    assert not left_of(namespace)
 
 
 def test_a_run_that_was_killed_leaves_no_process_and_the_next_one_clears_its_network(tmp_path: Path) -> None:
@@ -93,13 +100,7 @@ def test_a_run_that_was_killed_leaves_no_process_and_the_next_one_clears_its_net
     maker.send_signal(signal.SIGKILL)
     maker.wait()
     wait_until(lambda: not ip("netns", "pids", namespace).split(), 10, lambda: "its hosts live on")
-    assert links(namespace.partition("-")[0])
+    assert left_of(namespace)
     with hosts(1, tmp_path / "next"):
         pass  # perhaps by the same names, which were free again
-    assert namespace not in ip("netns", "list").split()
-    assert not links(namespace.partition("-")[0])
-
-
-def links(bridge: str) -> list[str]:
-    names = [link["ifname"] for link in json.loads(ip("-j", "link", "show"))]
-    return [name for name in names if name == bridge or name.startswith(f"{bridge}p")]
+    assert not left_of(namespace)

@@ -114,11 +114,16 @@ def test_the_same_command_again_only_shows_what_is_there(laptop: Laptop) -> None
 
 
 def test_a_search_goes_on_without_a_host_that_is_cut_off_and_says_what_was_tried_again(laptop: Laptop) -> None:
-    search = Search(laptop, "cut", epochs=40, trials=4, workers=1)
+    search = Search(laptop, "cut", epochs=40, trials=5, workers=1)
     worker = laptop.hosts.workers[0]
-    said = search.run("trial 0000 complete", lambda: laptop.hosts.cut(worker))
+
+    def cut_in_mid_trial() -> None:
+        wait_until(lambda: any("_Inner.train" in line for line in worker.commands()), 60, lambda: "no trial is there")
+        laptop.hosts.cut(worker)
+
+    said = search.run("trial 0000 complete", cut_in_mid_trial)
     lost = [line for line in said if "is taken up again" in line]
-    assert lost
+    assert lost, "".join(said)
     assert worker.address in lost[0]
     assert all(trial.complete for trial in read_trials(search.folder / "trials.jsonl"))
     assert search.summary["search"]["retried"]
