@@ -9,6 +9,7 @@
       CacheError             a teacher-logit cache that is damaged or belongs to something else
       RunError               a run folder that cannot be used
       ExportError            an export that cannot be made or read
+      ClusterError           a cluster, or a search on one, that cannot be reached, started or taken up
 
 A message says what was given, what is allowed and what to do next. Anything else that escapes is a bug.
 """
@@ -75,6 +76,10 @@ class RunError(KdtuneError):
 
 class ExportError(KdtuneError):
     """The run has no student to export yet, or an export does not reproduce its student."""
+
+
+class ClusterError(KdtuneError):
+    """The cluster file does not do, its cluster cannot be reached, or a search on it cannot be taken up."""
 
 
 def nearest(name: str, known: Sequence[str]) -> str:

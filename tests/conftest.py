@@ -37,12 +37,23 @@ class Answering:
         return self.answer(batch)
 
 
+LEFT_OUT = {
+    "faults": "what is killed in the middle of a search (minutes)",
+    "hosts": "`ray up` and searches on hosts that the tests make (minutes; Linux, root)",
+}
 WITH_RAY = ("test_end_to_end.py", "test_end_to_end_kinds.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first: pytest gives each file to one of its processes, and one must not be left with them."""
     items.sort(key=lambda item: item.path.name not in WITH_RAY)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """What plain `pytest` leaves out is said, never passed over in silence."""
+    for marker, what in LEFT_OUT.items():
+        if f"not {marker}" in config.option.markexpr:
+            terminalreporter.write_line(f"not run: {what}: pytest -n 0 -m {marker}")
 
 
 def tiny_experiment(storage: Path, values: Mapping[str, object] | None = None) -> Experiment:

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import typer
 
-from kdtune.cli import cache, export, listing, schema, search, teacher, train
+from kdtune.cli import attach, cache, export, fetch, listing, logs, plan, schema, search, status, stop, teacher, train
 from kdtune.errors import KdtuneError
 
 app = typer.Typer(
@@ -22,6 +22,9 @@ app = typer.Typer(
     help="Searches temperature, alpha, feature weight and schedules of knowledge distillation.",
 )
 app.command("search")(search.search)
+app.command("plan")(plan.plan)
+for command in (attach.attach, status.status, logs.logs, stop.stop, fetch.fetch):
+    app.command()(command)
 app.command("train")(train.train)
 app.command("teacher")(teacher.teacher)
 app.add_typer(cache.app, name="cache")

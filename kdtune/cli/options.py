@@ -42,11 +42,11 @@ def default_file() -> Path:
 
 
 @contextmanager
-def resumable() -> Iterator[None]:
+def resumable(*, hint: bool = True) -> Iterator[None]:
     """Ctrl-C says how to go on, and exits 130."""
     try:
         yield
     except KeyboardInterrupt:
-        command = shlex.join(["kdtune", *sys.argv[1:]])
-        typer.echo(f"\nStopped; what has finished is kept. The same command takes it up again:\n  {command}", err=True)
+        command = f"\n  {shlex.join(['kdtune', *sys.argv[1:]])}" if hint else ""
+        typer.echo(f"\nStopped; what has finished is kept. The same command takes it up again{command}", err=True)
         raise typer.Exit(130) from None
