@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from kdtune.errors import ExperimentError, KdtuneError, Problem, RunError
+from kdtune.errors import ExperimentError, Problem, RunError, StorageError
 from kdtune.experiment import Experiment, with_values
 from kdtune.experiment.chain import assistant, searched_assistants, settled
 from kdtune.export import export_run
@@ -104,10 +104,11 @@ class _Search:
                 lines = run_final(self.folder, experiment, winner, materials, slots, self.watch.final_progress)
                 if self.address != LOCAL:
                     summary = summarise_away(experiment, winner, lines, materials, found, slots, self.watch)
-        if self.address == LOCAL:
-            summary = summarise(experiment, winner, lines, materials, found, default_device())
-        export_run(self.folder, self.folder / "student", winner, materials.dataset, summary)
-        write_summary(self.folder, summary)
+            if self.address == LOCAL:
+                summary = summarise(experiment, winner, lines, materials, found, default_device())
+            # within the session: parts of the data may lie in Ray's memory
+            export_run(self.folder, self.folder / "student", winner, materials.dataset, summary)
+            write_summary(self.folder, summary)
 
     def _prepared(self, folder: Path, experiment: Experiment) -> Materials:
         columns = columns_of(folder)
@@ -158,11 +159,14 @@ class _Search:
         return found
 
     def _pushed(self) -> None:
-        """Records go before Tune's state; a storage that is out of reach has neither, and gets both later."""
+        """Records go before Tune's state; a storage that is out of reach has neither, and gets both later.
+
+        Raises RunError where another machine has taken the run up: Tune's state there is that one's.
+        """
         if self.mirror is not None:
             try:
                 self.mirror.push()
-            except KdtuneError as error:
+            except StorageError as error:
                 log.warning("%s", error)
 
 

@@ -8,7 +8,8 @@ last checkpoint, by another process. Tune keeps its state and the checkpoints in
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,7 @@ def run_trials(
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots.concurrent)
     # annotated as str, compared as an enum
     again = tune.ResumeConfig(errored=tune.ResumeConfig.ResumeType.RESUME)  # type: ignore[arg-type]
-    on_interrupt = signal.getsignal(signal.SIGINT)
-    try:
+    with _told_as_it_was(recorder):
         analysis = tune.run(
             tune.with_parameters(StudentTrial, experiment=experiment, materials=(ray.put(materials),), slots=slots),
             name=TUNE,
@@ -78,14 +78,22 @@ def run_trials(
             trial_dirname_creator=_short_name,
             trial_name_creator=_short_name,
         )
+    _check_finished(experiment, analysis.trials, recorder)
+    return recorder.board
+
+
+@contextmanager
+def _told_as_it_was(recorder: Recorder) -> Iterator[None]:
+    """What ends Tune is raised as the recorder met it, and Ctrl-C is handled afterwards as it was before."""
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        yield
     except TuneError as error:
         if recorder.failure is not None:
             raise recorder.failure from error
         raise
     finally:
         signal.signal(signal.SIGINT, on_interrupt)  # Tune leaves its own handler, which ends nothing after it
-    _check_finished(experiment, analysis.trials, recorder)
-    return recorder.board
 
 
 def _has_state(files: fs.FileSystem, path: str) -> bool:
