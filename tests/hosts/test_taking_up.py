@@ -21,9 +21,9 @@ name: long
 data: {dataset: digits, validation: 0.2}
 teacher: {model: cnn-8-16, weights: ../elsewhere/teacher.pth}
 student: {model: cnn-4-8}
-train: {epochs: 60, batch_size: 32, learning_rate: 0.2}
+train: {epochs: 100, batch_size: 32, learning_rate: 0.2}
 search:
-  trials: 6
+  trials: 8
   stopper: {kind: none}
   space: {distill.temperature.start: {loguniform: [1, 8]}}
 final: {seeds: 1, baselines: [student alone]}
@@ -136,7 +136,7 @@ def test_attach_waits_for_the_results_that_another_terminal_began(laptop: Laptop
     assert "Test accuracy, last epoch" in "".join(attached.said)
     assert (work / "runs" / "long" / "student" / "student.safetensors").exists()
     epochs = [(line["trial"], line["epoch"]) for line in read_lines(work / "runs" / "long" / "trials.jsonl")]
-    assert len(epochs) == len(set(epochs)) == 6 * 60
+    assert len(epochs) == len(set(epochs)) == 8 * 100
 
 
 def test_a_finished_search_takes_the_cluster_down_if_asked(laptop: Laptop, work: Path) -> None:
