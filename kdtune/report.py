@@ -69,7 +69,7 @@ def summarise(
             "epochs_full": sum(trial.epochs[-1].epochs for trial in found.trials) if found else 0,
             "seconds": found.outcome["seconds"] if found else 0.0,
             "stopped_early": found.outcome["stopped_early"] if found else 0,
-            "retried": found.outcome.get("retried", []) if found else [],
+            "retried": found.outcome.get("retried", []) if found else [],  # an earlier version did not say
         },
         "best": {
             "config": dict(found.best.config) if found else {},

@@ -114,14 +114,12 @@ class Driver:
 class Nodes:
     """A running cluster."""
 
-    def __init__(self, folder: Path, workers: int) -> None:
+    def __init__(self, folder: Path, workers: int, *, dashboard: bool) -> None:
         self.folder = folder
         self.home = folder / "home"
         self.marks = folder / "marks"
         self.drivers: list[Driver] = []
-        # Ray's sockets need a short path, and other clusters of this machine a folder of their own
-        self.ray = tempfile.TemporaryDirectory(prefix="kt-")
-        head = {"num_cpus": 0, "include_dashboard": False, "temp_dir": self.ray.name}
+        head = {"num_cpus": 0, "include_dashboard": dashboard}
         self.cluster: Any = Cluster(initialize_head=True, head_node_args=head)
         self.workers: list[Any] = []
         for _ in range(workers):
@@ -196,26 +194,33 @@ def _alive(pid: int) -> bool:
 
 @contextmanager
 def cluster(
-    folder: Path, workers: int = 2, *, save_every: float = 0.2, variables: Mapping[str, str] | None = None
+    folder: Path,
+    workers: int = 2,
+    *,
+    save_every: float = 0.2,
+    variables: Mapping[str, str] | None = None,
+    dashboard: bool = False,
 ) -> Iterator[Nodes]:
     """Everything that runs is gone with the block."""
     (folder / "marks").mkdir(parents=True)
     (folder / "shared").mkdir()
     (folder / "slow.py").write_text(SLOW.format(marks=str(folder / "marks"), save_every=save_every))
-    with pytest.MonkeyPatch.context() as patch:
+    # Ray's sockets need a short path, and other clusters of this machine a folder of their own
+    with tempfile.TemporaryDirectory(prefix="kt-") as ray, pytest.MonkeyPatch.context() as patch:
+        (Path(ray) / "ray").mkdir()
+        patch.setenv("RAY_TMPDIR", ray)
         patch.setenv("HOME", str(folder / "home"))
         patch.setenv("KDTUNE_STORAGE", str(folder / "shared"))
         patch.setenv("PYTHONPATH", os.pathsep.join([str(folder), str(Path(__file__).parents[1])]))
         for name, value in (variables or {}).items():
             patch.setenv(name, value)
-        nodes = Nodes(folder, workers)
+        nodes = Nodes(folder, workers, dashboard=dashboard)
         try:
             yield nodes
         finally:
             for driver in nodes.drivers:
                 driver.kill()
             nodes.cluster.shutdown()
-            nodes.ray.cleanup()
 
 
 def check_whole(nodes: Nodes) -> dict[str, Any]:

@@ -1,7 +1,12 @@
 """A log that is followed comes whole and once, however its stream ends: streams as they may come, without a cluster."""
 
-from collections.abc import Generator, Iterator
+import asyncio
+import os
+import signal
+import threading
+from collections.abc import AsyncGenerator, Generator, Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from typing import Any
 
@@ -88,3 +93,62 @@ def test_a_head_that_does_not_come_back_is_given_up_and_the_first_word_of_it_is_
     with pytest.raises(ClusterError, match="no route to host"):
         list(follow(HEAD, None, "job", told.append))
     assert told == ["connection lost, trying again; the search goes on (no route to host)"]
+
+
+class Version(BaseHTTPRequestHandler):
+    """As much of a dashboard as a client asks for at first."""
+
+    def do_GET(self) -> None:  # http.server's name
+        content = b'{"version": "4", "ray_version": "2.60.0"}'
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *args: object) -> None:
+        """Says nothing."""
+
+
+def test_the_client_is_of_this_cluster_whatever_the_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Version) as server:
+        threading.Thread(target=server.serve_forever).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        try:
+            assert jobs._client(address, "token").get_address() == address
+        finally:
+            server.shutdown()
+    assert os.environ["RAY_ADDRESS"] == "http://127.0.0.1:1"
+
+
+class Silent:
+    """A job server that has said one thing, and from which Ctrl-C is all that comes then."""
+
+    def __init__(self) -> None:
+        self.closed = False
+
+    async def tail_job_logs(self, job: str) -> AsyncGenerator[str, None]:
+        try:
+            yield "at work"
+            loop = asyncio.get_running_loop()
+            loop.call_soon(signal.raise_signal, signal.SIGINT)
+            await loop.create_future()
+        finally:
+            self.closed = True
+
+
+def test_ctrl_c_while_nothing_is_said_ends_the_waiting_at_once() -> None:
+    server: Any = Silent()
+    stream = jobs._tail(server, "job")
+    assert next(stream) == "at work"
+    with pytest.raises(KeyboardInterrupt):
+        next(stream)
+    assert server.closed
+
+
+def test_whoever_stops_following_leaves_no_stream_open() -> None:
+    server: Any = Silent()
+    stream = jobs._tail(server, "job")
+    next(stream)
+    stream.close()
+    assert server.closed

@@ -488,7 +488,8 @@ def a_line(name: str, seed: int, accuracy: float) -> dict[str, Any]:
 def summary_of(materials: Materials) -> Callable[[Experiment, list[dict[str, Any]]], dict[str, Any]]:
     best = a_trial("0001", [0.5, 0.75, 0.8], 3)
     trials = [best, a_trial("0002", [0.4], 3), a_trial("0003", [0.3, 0.2], 2)]
-    outcome = {"trial": "0001", "trials": 3, "stopped_early": 1, "seconds": 12.346}
+    retried = [{"trial": "0001", "times": 2, "error": "OSError: No space left (node 10.0.0.3)"}]
+    outcome = {"trial": "0001", "trials": 3, "stopped_early": 1, "seconds": 12.346, "retried": retried}
     return lambda experiment, lines: summarise(
         experiment, experiment, lines, materials, Found(trials, best, outcome), CPU
     )
@@ -503,7 +504,7 @@ def test_a_summary_has_exactly_its_keys(experiment: Experiment, summary_of: Summ
     summary = read_summary(tmp_path)
     assert summary == summary_of_without_latency(summary, summary_of(experiment, LINES))
     assert summary.keys() == {"search", "best", "results", "latency_on", "classes", "confusion"}
-    assert summary["search"].keys() == {"trials", "epochs_run", "epochs_full", "seconds", "stopped_early"}
+    assert summary["search"].keys() == {"trials", "epochs_run", "epochs_full", "seconds", "stopped_early", "retried"}
     assert summary["best"].keys() == {"config", "val_accuracy"}
     for row in summary["results"]:
         assert row.keys() == {"name", "model", "test_accuracy", "mean", "std", "parameters", "size_mb", "latency_ms"}
@@ -524,7 +525,9 @@ def test_a_summary_counts_trials_and_epochs(experiment: Experiment, summary_of: 
         "epochs_full": 3 + 3 + 2,
         "seconds": 12.346,
         "stopped_early": 1,
+        "retried": [{"trial": "0001", "times": 2, "error": "OSError: No space left (node 10.0.0.3)"}],
     }
+    assert summary["latency_on"] == "CPU, one thread"
     assert summary["best"] == {"config": {"distill.alpha.start": 0.5}, "val_accuracy": 0.8}
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.clusters import EPOCHS, RUNS, TRIALS, Nodes, beyond, check_whole, cluster, trained
+from tests.clusters import EPOCHS, EXPERIMENT, RUNS, TRIALS, Nodes, beyond, check_whole, cluster, trained
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
@@ -21,8 +21,12 @@ def nodes(tmp_path: Path) -> Iterator[Nodes]:
         yield running
 
 
-def test_a_killed_trial_and_a_killed_run_of_the_final_stage_go_on_from_where_they_were_saved(nodes: Nodes) -> None:
-    search = nodes.search()
+def test_killed_processes_of_preparing_searching_and_the_final_stage_are_followed_by_others(nodes: Nodes) -> None:
+    slow_teacher = 'teacher: {model: "slow:student", train: {epochs: 3,'
+    search = nodes.search(EXPERIMENT.replace("teacher: {model: cnn-8-16, train: {epochs: 3,", slow_teacher))
+    search.wait_for("teacher   epoch 1/3")
+    os.kill(nodes.processes()[0], signal.SIGKILL)
+    search.wait_for("and its work is taken up by another")
     search.wait_until(lambda: beyond(nodes, 6))
     os.kill(nodes.processes()[0], signal.SIGKILL)
     search.wait_for("final     1 of 4")
@@ -35,7 +39,8 @@ def test_a_killed_trial_and_a_killed_run_of_the_final_stage_go_on_from_where_the
     assert "died" in retried["error"]
     assert f"trial {retried['trial']} was lost after epoch" in output
     assert f"Trial {retried['trial']} was taken up again 1 time;" in output
-    assert trained(nodes) < TRIALS * EPOCHS + RUNS * EPOCHS * 1.3 + 3  # final runs see validation images too
+    # final runs see validation images too; the teacher has 3 epochs, and at most 3 before it was lost
+    assert trained(nodes) < TRIALS * EPOCHS + RUNS * EPOCHS * 1.3 + 3 + 6
 
 
 def test_a_node_that_is_lost_takes_no_trial_with_it(nodes: Nodes) -> None:

@@ -65,7 +65,7 @@ def experiment(make_experiment: MakeExperiment) -> Experiment:
     return make_experiment({"student.model": f"{__name__}:network", "train.epochs": 6, "train.learning_rate": 0.01})
 
 
-def processes(name: str) -> list[psutil.Process]:
+def processes_of_ray(name: str) -> list[psutil.Process]:
     """Of this test's own Ray, by their title. One that has ended, waited for or not, has none."""
     found = []
     for process in psutil.Process().children(recursive=True):
@@ -122,12 +122,12 @@ def test_a_worker_that_is_killed_costs_no_epoch_that_was_told(group: Group, expe
     records = [next(trial.records)]
     trial.state()
     records.append(next(trial.records))  # after the state: to be run again, untold
-    before = {process.pid for process in processes("RayTrainWorker")}
+    before = {process.pid for process in processes_of_ray("RayTrainWorker")}
     assert len(before) == 2
     os.kill(max(before), signal.SIGKILL)
     records += list(trial.records)
     assert told(records) == told(whole)
-    assert not before & {process.pid for process in processes("RayTrainWorker")}
+    assert not before & {process.pid for process in processes_of_ray("RayTrainWorker")}
     here = ray.get_runtime_context().get_node_id()
     assert group.whereabouts() == ((here, here, here), 1)
 
@@ -143,7 +143,7 @@ def test_a_trial_that_cannot_go_on_says_why_and_the_next_one_runs(group: Group, 
 def test_after_fifty_early_stops_and_its_end_a_group_leaves_nothing(
     slots: Slots, materials: Materials, experiment: Experiment
 ) -> None:
-    before = {process.pid for process in processes("ray::")}
+    before = {process.pid for process in processes_of_ray("ray::")}
     held = len(standing_groups())
     free = free_cpus()
     own = Group(ray.put(materials), replace(slots, cpus=0.25))
@@ -155,7 +155,7 @@ def test_after_fifty_early_stops_and_its_end_a_group_leaves_nothing(
     left: Any = None
     while time.monotonic() - ended < FREE_WITHIN_S:
         names = ("RayTrainWorker", "TrainController", "Desk", "PlacementGroupCleaner")
-        actors = [p.pid for name in names for p in processes(f"ray::{name}") if p.pid not in before]
+        actors = [p.pid for name in names for p in processes_of_ray(f"ray::{name}") if p.pid not in before]
         left = {"groups": len(standing_groups()) - held, "actors": actors, "CPUs": free - free_cpus()}
         if not any(left.values()):
             break

@@ -8,6 +8,7 @@
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
@@ -32,6 +33,7 @@ STOP_S = 150.0  # how long a stop may take before it is called one that failed
 LOST = (UnreachableError, ConnectionError, requests.exceptions.RequestException, aiohttp.ClientError, TimeoutError)
 PATIENCE_S = 1800.0  # of trying to reach the head again; a sleeping laptop's clock stands still
 PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
+LEADING_ELSEWHERE = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")  # Ray prefers these to the address that it is given
 CHATTY = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env.packaging")
 Tell = Callable[[str], None]
 
@@ -57,6 +59,7 @@ def _headers(token: str | None) -> dict[str, str]:
 
 
 def _client(address: str, token: str | None) -> JobSubmissionClient:
+    elsewhere = {name: os.environ.pop(name) for name in LEADING_ELSEWHERE if name in os.environ}
     try:
         return JobSubmissionClient(address, headers=_headers(token))
     except ConnectionError as error:
@@ -67,6 +70,8 @@ def _client(address: str, token: str | None) -> JobSubmissionClient:
             f"the cluster asks for its token, and {given} on this machine. It is the file that cluster files mount "
             f"(file_mounts, ~/.ray/auth_token): copy it from the machine that ran `ray up`"
         ) from error
+    finally:
+        os.environ.update(elsewhere)
 
 
 def jobs_of(client: JobSubmissionClient, name: str) -> list[JobDetails]:
@@ -147,19 +152,20 @@ def follow(head: Head, token: str | None, job: str, tell: Tell) -> Iterator[str]
 
 def _tail(client: JobSubmissionClient, job: str) -> Generator[str, None, None]:
     """The job server's stream of the log from its beginning. Raises UnreachableError where it breaks off."""
-    loop = asyncio.new_event_loop()
     stream = client.tail_job_logs(job)
-    try:
+
+    async def part() -> str | None:
+        return await anext(stream, None)
+
+    with asyncio.Runner() as runner:  # Ctrl-C ends what it waits for, and the stream is closed with it
         while True:
             try:
-                yield loop.run_until_complete(anext(stream))
-            except StopAsyncIteration:
-                return
+                text = runner.run(part())
             except RuntimeError as error:  # what Ray makes of a stream that broke off
                 raise UnreachableError(f"the log's stream broke off: {error}") from error
-    finally:
-        loop.run_until_complete(stream.aclose())  # type: ignore[attr-defined]  # an async generator
-        loop.close()
+            if text is None:
+                return
+            yield text
 
 
 def details(client: JobSubmissionClient, job: str) -> JobDetails:

@@ -30,7 +30,6 @@ ENVIRONMENT = {
 }
 # On a cluster its workers get all of it from here: they were not started by this process.
 ON_CLUSTER = {
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1200",  # a cloud takes minutes to start the nodes of a group
     "OMP_WAIT_POLICY": "PASSIVE",  # as `kdtune.cli` sets it here
 }
 
@@ -43,8 +42,10 @@ def session(resources: Resources, address: str = LOCAL) -> Iterator[Slots]:
         os.environ.setdefault(name, value)
     started = not ray.is_initialized()
     if started:
-        # GPUs: what this torch can use, not what the machine has
-        own: dict[str, Any] = {"num_gpus": torch.cuda.device_count(), "include_dashboard": False}
+        # GPUs: what this torch can use, not what the machine has. A group whose trial is killed is cleared away by Ray
+        # Train, which asks the dashboard whether it is alive
+        groups = resources.workers_per_trial > 1
+        own: dict[str, Any] = {"num_gpus": torch.cuda.device_count(), "include_dashboard": groups}
         if address != LOCAL:
             os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")  # a job may set the same ones: they are here
             own = {"runtime_env": {"env_vars": {name: os.environ[name] for name in settings}}}

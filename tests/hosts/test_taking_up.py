@@ -21,7 +21,7 @@ name: long
 data: {dataset: digits, validation: 0.2}
 teacher: {model: cnn-8-16, weights: ../elsewhere/teacher.pth}
 student: {model: cnn-4-8}
-train: {epochs: 150, batch_size: 32, learning_rate: 0.2}
+train: {epochs: 60, batch_size: 32, learning_rate: 0.2}
 search:
   trials: 6
   stopper: {kind: none}
@@ -127,16 +127,16 @@ def test_a_search_outlives_its_tunnels_and_ctrl_c_and_is_taken_up_by_name(laptop
 
 def test_attach_waits_for_the_results_that_another_terminal_began(laptop: Laptop, work: Path) -> None:
     again = Terminal(laptop, *search(laptop))
-    again.until("taken up again with")
+    again.until("teacher   cnn-8-16")
     attached = Terminal(laptop, "attach")
-    attached.until("taken up again with")
+    attached.until("teacher   cnn-8-16")
     again.process.kill()
     again.end()
     assert attached.end() == 0
     assert "Test accuracy, last epoch" in "".join(attached.said)
     assert (work / "runs" / "long" / "student" / "student.safetensors").exists()
     epochs = [(line["trial"], line["epoch"]) for line in read_lines(work / "runs" / "long" / "trials.jsonl")]
-    assert len(epochs) == len(set(epochs)) == 6 * 150
+    assert len(epochs) == len(set(epochs)) == 6 * 60
 
 
 def test_a_finished_search_takes_the_cluster_down_if_asked(laptop: Laptop, work: Path) -> None:
