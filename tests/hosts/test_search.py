@@ -141,7 +141,8 @@ def test_a_host_without_power_in_a_trial_of_both_is_waited_for_and_the_trial_goe
         laptop.hosts.boot(worker)
 
     search.run("trial 0000 complete", power_cut)
+    assert [one["trial"] for one in search.summary["search"]["retried"]] == ["0001"]
     trials = read_trials(search.folder / "trials.jsonl")
     assert [trial.complete for trial in trials] == [True, True]
     for trial in trials:
-        assert [record.epoch for record in trial.epochs] == list(range(40))
+        assert [record.epoch for record in trial.epochs] == list(range(1, 41))
