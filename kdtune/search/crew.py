@@ -11,6 +11,7 @@ does not have, holds up nothing.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -79,6 +80,8 @@ class Crew:
 
     def end(self) -> None:
         """Everybody leaves."""
-        ray.get([actor.end.remote() for actor in [*self.idle, *self.retired]])
+        for leaving in [actor.end.remote() for actor in [*self.idle, *self.retired]]:
+            with suppress(ray.exceptions.RayError):  # lost since, with all that it held
+                ray.get(leaving)
         for actor in [*self.idle, *self.retired, *self.coming.values()]:
             ray.kill(actor)

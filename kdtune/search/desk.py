@@ -117,6 +117,7 @@ class Desk:
         """From rank 0, once all ranks are there, on `nodes`: at first and after every loss."""
         async with self.changed:
             self.begun, self.nodes = self.begun + 1, nodes
+            self.changed.notify_all()
             if len(self.errors) >= TRIES and self.given > self.answered:
                 self.start, self.answered, self.answer_to_it = (
                     None,
@@ -125,6 +126,11 @@ class Desk:
                 )
                 self.changed.notify_all()
             return Standing(self.answered, self.start, self.epochs)
+
+    async def arrived(self) -> None:
+        """Answers once the workers are there."""
+        async with self.changed:
+            await self.changed.wait_for(lambda: self.begun > 0)
 
     async def whereabouts(self) -> tuple[tuple[str, ...], int]:
         """The nodes of the workers, and how often they were lost."""

@@ -22,7 +22,7 @@ from kdtune.records import ALONE, BEST, DISTILLED, TEXTBOOK_KD, append_line, men
 from kdtune.search.crew import Crew
 from kdtune.search.notice import OF_A_MACHINE, draining
 from kdtune.search.placing import Slots
-from kdtune.search.trainable import SAVE_EVERY_S, leave, whereabouts, workplace
+from kdtune.search.trainable import SAVE_EVERY_S, arrive, leave, whereabouts, workplace
 from kdtune.trial import Materials, Tested
 
 log = logging.getLogger(__name__)
@@ -55,6 +55,7 @@ class FinalWorker:
         """`materials` holds a reference to what is in Ray's object store."""
         self.materials = materials[0]
         self.place = workplace(self.materials, slots)
+        arrive(self.place)  # a group whose node was lost is given no run
 
     def run(self, job: Job, state: bytes | None) -> Iterator[bytes | Ended]:
         """Its state now and then, so that it can be taken up elsewhere, and at last its end."""

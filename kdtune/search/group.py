@@ -112,14 +112,20 @@ class Group:
 
     def order(self, order: Order) -> Any:
         """The workers' answer; see the orders. Raises RunError where the trial or the whole group cannot go on."""
-        waiting = self.desk.give.remote(order)
-        while not ray.wait([waiting], timeout=LOOK_EVERY_S)[0]:
-            if not self.thread.is_alive():
-                raise RunError(f"the workers of a trial are lost: {self.lost}") from self.lost
-        answer = ray.get(waiting)
+        answer = self._wait_for(self.desk.give.remote(order))
         if isinstance(answer, Failed):
             raise RunError(answer.reason)
         return answer
+
+    def wait(self) -> None:
+        """Returns once all workers have their places. Raises RunError where they do not come."""
+        self._wait_for(self.desk.arrived.remote())
+
+    def _wait_for(self, answer: Any) -> Any:
+        while not ray.wait([answer], timeout=LOOK_EVERY_S)[0]:
+            if not self.thread.is_alive():
+                raise RunError(f"the workers of a trial are lost: {self.lost}") from self.lost
+        return ray.get(answer)
 
     def whereabouts(self) -> tuple[tuple[str, ...], int]:
         """The ids of its nodes, this one's included, and how often workers were lost."""

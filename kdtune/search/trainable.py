@@ -92,6 +92,12 @@ def whereabouts(place: "Bench | Group") -> tuple[tuple[str, ...], int]:
     return ((), 0) if isinstance(place, Bench) else place.whereabouts()
 
 
+def arrive(place: "Bench | Group") -> None:
+    """Returns once the workplace can begin."""
+    if not isinstance(place, Bench):
+        place.wait()
+
+
 def leave(place: "Bench | Group") -> None:
     """What the workplace holds besides this process is free afterwards."""
     if not isinstance(place, Bench):
