@@ -8,6 +8,7 @@
       StorageError           an object store or a folder for runs that cannot be used
       CacheError             a teacher-logit cache that is damaged or belongs to something else
       RunError               a run folder that cannot be used
+        WorkersLostError     workers or their machines that were lost
       ExportError            an export that cannot be made or read
       ClusterError           a cluster, or a search on one, that cannot be reached, started or taken up
 
@@ -72,6 +73,10 @@ class CacheError(KdtuneError):
 
 class RunError(KdtuneError):
     """The run folder holds another experiment, or cannot be written."""
+
+
+class WorkersLostError(RunError):
+    """Workers that train a student together are gone, or their machine has failed: others may do it."""
 
 
 class ExportError(KdtuneError):

@@ -69,7 +69,8 @@ def summarise(
             "epochs_full": sum(trial.epochs[-1].epochs for trial in found.trials) if found else 0,
             "seconds": found.outcome["seconds"] if found else 0.0,
             "stopped_early": found.outcome["stopped_early"] if found else 0,
-            "retried": found.outcome.get("retried", []) if found else [],  # an earlier version did not say
+            # an earlier version did not say
+            "retried": [*(found.outcome.get("retried", []) if found else []), *_retried(lines)],
         },
         "best": {
             "config": dict(found.best.config) if found else {},
@@ -80,6 +81,12 @@ def summarise(
         "classes": list(dataset.classes),
         "confusion": _confusion(lines),
     }
+
+
+def _retried(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Of the final stage, by name and seed."""
+    lost = [(f"{line['name']}, seed {line['seed']}", line["lost"]) for line in lines if line.get("lost")]
+    return [{"trial": run, "times": times, "error": "its process or workers were lost"} for run, times in lost]
 
 
 def _confusion(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -34,8 +34,9 @@ def test_killed_processes_of_preparing_searching_and_the_final_stage_are_followe
     search.wait_until(lambda: bool(nodes.processes(since=before)))
     os.kill(nodes.processes(since=before)[0], signal.SIGKILL)
     output = search.end()
-    (retried,) = check_whole(nodes)["search"]["retried"]
-    assert retried["times"] == 1
+    retried, run = check_whole(nodes)["search"]["retried"]
+    assert retried["times"] == run["times"] == 1
+    assert "seed" in run["trial"]
     assert "died" in retried["error"]
     assert f"trial {retried['trial']} was lost after epoch" in output
     assert f"Trial {retried['trial']} was taken up again 1 time;" in output

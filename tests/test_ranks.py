@@ -49,7 +49,12 @@ class Crew:
     def run(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         for jobs in self.jobs:
             jobs.put((function, arguments))
-        said = dict(self.answers.get(timeout=120) for _ in range(COUNT))
+        said: dict[int, Any] = {}
+        while len(said) < COUNT:
+            rank, answer = self.answers.get(timeout=120)
+            if isinstance(answer, Exception):
+                raise answer
+            said[rank] = answer
         return [said[rank] for rank in range(COUNT)]
 
     def end(self) -> None:
@@ -66,7 +71,10 @@ def work(rank: int, port: int, jobs: "Queue[Job | None]", answers: "Queue[tuple[
     dist.init_process_group("gloo", rank=rank, world_size=COUNT)
     while (job := jobs.get()) is not None:
         function, arguments = job
-        answers.put((rank, function(*arguments)))
+        try:
+            answers.put((rank, function(*arguments)))
+        except Exception as error:  # noqa: BLE001  # raised where the test is
+            answers.put((rank, error))
     dist.destroy_process_group()
 
 

@@ -24,6 +24,7 @@ from kdtune.errors import KdtuneError, RunError
 from kdtune.experiment import Experiment
 from kdtune.records import EpochRecord
 from kdtune.report import summarise
+from kdtune.search.crew import ARRIVES_S, NOBODY_COMES
 from kdtune.search.placing import Slots
 from kdtune.teacher import Teacher
 from kdtune.trial import Found, Materials, Progress, prepare
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 
 TRIES = 4
 WORDS_APART_S = 0.5  # between two words about files read
-DONE, FAILED = "done", "failed"
+BEGUN, DONE, FAILED = "begun", "done", "failed"
 
 Work = Callable[[Progress, torch.device], Any]  # any picklable result
 
@@ -81,7 +82,7 @@ def _on_slot(work: Work, slots: Slots, watch: Progress) -> Any:
     lost: Exception | None = None
     for _ in range(TRIES):
         try:
-            return _heard(task.remote(work, slots.device, slots.threads), watch)
+            return _heard(_begun(task.remote(work, slots.device, slots.threads)), watch)
         except ray.exceptions.RayTaskError:
             raise
         except ray.exceptions.RayError as error:
@@ -106,6 +107,7 @@ def _told(work: Work, device: torch.device, threads: int) -> Iterator[tuple[str,
             said.put((FAILED, ()))
 
     threading.Thread(target=run, daemon=True).start()
+    yield BEGUN, ()
     while True:
         name, given = said.get()
         if unexpected:
@@ -113,6 +115,15 @@ def _told(work: Work, device: torch.device, threads: int) -> Iterator[tuple[str,
         yield name, given
         if name in (DONE, FAILED):
             return
+
+
+def _begun(told: Any) -> Iterator[Any]:
+    """What a task tells, once it has a place. Raises RunError where it does not come to one."""
+    if not ray.wait([told], num_returns=1, timeout=ARRIVES_S)[0]:
+        ray.cancel(told)
+        raise RunError(NOBODY_COMES)
+    next(told)
+    return iter(told)
 
 
 def _heard(told: Iterator[Any], watch: Progress) -> Any:

@@ -11,7 +11,6 @@ does not have, holds up nothing.
 """
 
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import ray
@@ -20,6 +19,12 @@ from kdtune.errors import RunError
 
 ARRIVES_S = 1200.0  # a cloud takes minutes to start a node
 LOSSES = 3  # of processes that end before they have arrived
+LEAVE_S = 60.0
+NOBODY_COMES = (
+    f"no process could be started in {ARRIVES_S / 60:.0f} minutes: the cluster's nodes are lost or held by others, or "
+    f"the cloud has none to give (no capacity, quota or rights: on the head, /tmp/ray/session_latest/logs/monitor.* "
+    f"tells). The same command goes on"
+)
 
 
 class Crew:
@@ -46,10 +51,7 @@ class Crew:
         """
         ready, _ = ray.wait([*busy, *self.coming], num_returns=1, timeout=None if busy else ARRIVES_S)
         if not ready:
-            raise RunError(
-                f"no process could be started in {ARRIVES_S / 60:.0f} minutes: the cluster's nodes are lost or held "
-                f"by others. The same command goes on"
-            )
+            raise RunError(NOBODY_COMES)
         (said,) = ready
         if said not in self.coming:
             return said
@@ -69,6 +71,11 @@ class Crew:
         """One that was busy is no more, and another may come."""
         self.size -= 1
 
+    def dismiss(self, actor: Any) -> None:
+        """One that leaves with what it holds, and another may come."""
+        self._leave([actor])
+        self.lost()
+
     def retire(self, actor: Any) -> None:
         """One whose machine fails keeps its slot, so that nobody comes to the same machine, and does nothing more.
 
@@ -80,8 +87,13 @@ class Crew:
 
     def end(self) -> None:
         """Everybody leaves."""
-        for leaving in [actor.end.remote() for actor in [*self.idle, *self.retired]]:
-            with suppress(ray.exceptions.RayError):  # lost since, with all that it held
-                ray.get(leaving)
-        for actor in [*self.idle, *self.retired, *self.coming.values()]:
+        self._leave([*self.idle, *self.retired])
+        for actor in self.coming.values():
+            ray.kill(actor)
+
+    def _leave(self, actors: list[Any]) -> None:
+        leaving = [actor.end.remote() for actor in actors]
+        if leaving:  # who is lost has left, with all that it held
+            ray.wait(leaving, num_returns=len(leaving), timeout=LEAVE_S)
+        for actor in actors:
             ray.kill(actor)

@@ -14,7 +14,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from kdtune.experiment import Experiment
 
-TRIES = 2  # of a trial whose workers report errors; then it cannot go on
+TRIES = 2  # of an order at which workers report errors, and
+LOSSES = 10  # at which they are lost without a word; then the trial cannot go on
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Failed:
     """Instead of an answer: the trial cannot go on."""
 
     reason: str
+    of_machine: bool = False  # another one may do it
 
 
 @dataclass(frozen=True)
@@ -78,14 +80,15 @@ class Desk:
         self.epochs = 0
         self.begun = 0  # how often workers have begun
         self.nodes: tuple[str, ...] = ()  # where they are
-        self.errors: dict[int, str] = {}  # in this trial: `begun` -> what the first to fail said
+        self.begun_before = 0  # of these, before the last answer
+        self.errors: dict[int, Failed] = {}  # since the last answer: `begun` -> what the first to fail said
         self.changed = asyncio.Condition()
 
     async def give(self, order: Order) -> Any:
         """The answer to an order; `Any`: see the orders."""
         async with self.changed:
             if isinstance(order, Start):
-                self.start, self.errors = None, {}
+                self.start = None
             self.order, self.given = order, self.given + 1
             number = self.given
             self.changed.notify_all()
@@ -106,25 +109,29 @@ class Desk:
                 self.start = self.order
             elif isinstance(self.order, Save) and self.start is not None:
                 self.start = replace(self.start, state=answer)
-            self.answered, self.answer_to_it, self.epochs = number, answer, epochs
-            self.changed.notify_all()
+            self.epochs = epochs
+            self._answered(number, answer)
 
-    async def report_error(self, reason: str) -> None:
+    def _answered(self, number: int, answer: Any) -> None:
+        """It goes on: only what fails again and again without an answer in between is given up."""
+        self.answered, self.answer_to_it = number, answer
+        self.errors, self.begun_before = {}, self.begun
+        self.changed.notify_all()
+
+    async def report_error(self, error: Failed) -> None:
         """From a worker that is about to leave because of it; that it takes others along is no further error."""
-        self.errors.setdefault(self.begun, reason)
+        self.errors.setdefault(self.begun, error)
 
     async def begin(self, nodes: tuple[str, ...]) -> Standing:
         """From rank 0, once all ranks are there, on `nodes`: at first and after every loss."""
         async with self.changed:
             self.begun, self.nodes = self.begun + 1, nodes
             self.changed.notify_all()
-            if len(self.errors) >= TRIES and self.given > self.answered:
-                self.start, self.answered, self.answer_to_it = (
-                    None,
-                    self.given,
-                    Failed(next(iter(self.errors.values()))),
-                )
-                self.changed.notify_all()
+            lost = self.begun - 1 - self.begun_before
+            if self.given > self.answered and (len(self.errors) >= TRIES or lost > LOSSES):
+                first = next(iter(self.errors.values()), Failed(f"workers were lost {lost} times", of_machine=True))
+                self.start = None
+                self._answered(self.given, first)
             return Standing(self.answered, self.start, self.epochs)
 
     async def arrived(self) -> None:

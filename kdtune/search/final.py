@@ -7,6 +7,7 @@ in the run folder. Seeds differ from the search's own, on which the winner was c
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 
 MOST_CONFUSED = 100  # classes up to which a run's confusion matrix is kept
 WEIGHTS = "best.safetensors"  # of the winner's first seed: what is exported
-LOSSES = 3  # of a run's process, before the stage ends
+LOSSES = 3  # of a run's process between two states, before the stage ends
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,10 @@ class Job:
     seed: int
     experiment: Experiment
     alone: bool
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.name, self.seed
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ class FinalWorker:
         trial = self.place.start(job.experiment, seed=job.seed, alone=job.alone, whole=True)
         if state is not None:
             trial.restore(state)
-        saved = time.monotonic()
+        saved, lost_before = time.monotonic(), whereabouts(self.place)[1]
         for record in trial.records:
             if not record.last and (time.monotonic() - saved > SAVE_EVERY_S or draining(*whereabouts(self.place)[0])):
                 yield trial.state()
@@ -74,8 +79,10 @@ class FinalWorker:
             "test_accuracy": tested.accuracy,
             "confusion": _confusion(tested, ray.get(self.materials).dataset),
             "diverged": trial.history[-1].diverged,
+            "lost": whereabouts(self.place)[1] - lost_before,  # how often workers were
             "epochs": [record.to_json() for record in trial.history],
         }
+        trial.stop()
         yield Ended(line, tested.weights)
 
     def end(self) -> None:
@@ -123,7 +130,7 @@ def run_final(
     lines = list(read_lines(path))
     jobs = jobs_of(experiment, winner)
     done = {(line["name"], line["seed"]) for line in lines}
-    waiting = [job for job in jobs if (job.name, job.seed) not in done]
+    waiting = [job for job in jobs if job.key not in done]
     watch(len(lines), len(jobs))
     for job, ended in _runs(waiting, folder / "final", materials, slots) if waiting else ():
         if job is jobs[0]:
@@ -141,7 +148,9 @@ def _runs(waiting: list[Job], folder: Path, materials: Materials, slots: Slots) 
     worker: Any = ray.remote(**held)(FinalWorker)
     shared = (ray.put(materials),)
     crew = Crew(lambda: worker.remote(shared, slots), slots.concurrent)
-    waiting, losses = list(waiting), dict.fromkeys(((job.name, job.seed) for job in waiting), 0)
+    waiting = list(waiting)
+    retries: Counter[tuple[str, int]] = Counter()
+    losses: Counter[tuple[str, int]] = Counter()  # since the last state
     busy: dict[Any, tuple[Job, Any]] = {}  # what a run streams -> the run and its actor, which ray leaves untyped
     while waiting or busy:
         crew.call(len(waiting))
@@ -158,24 +167,29 @@ def _runs(waiting: list[Job], folder: Path, materials: Materials, slots: Slots) 
             said: bytes | Ended = ray.get(next(stream))
         except ray.exceptions.RayError as error:
             del busy[stream]
-            losses[job.name, job.seed] += 1
+            retries[job.key] += 1
+            losses[job.key] += not getattr(error, "preempted", False)
             again = isinstance(error, ray.exceptions.RayActorError) or _of_the_machine(error)
-            if not again or losses[job.name, job.seed] > LOSSES:
+            if not again or losses[job.key] > LOSSES:
                 raise RunError(
                     f"a run of the final stage failed: {error}\nThe same command takes it up again"
                 ) from error
             log.warning("a run of the final stage is taken up by another process: %s", error)
             waiting.insert(0, job)
-            if _of_the_machine(error):
+            if slots.workers > 1 and _of_the_machine(error):
+                crew.dismiss(actor)  # its group: others may have machines that do
+            elif _of_the_machine(error):
                 crew.retire(actor)
             else:
                 crew.lost()
             continue
         if isinstance(said, bytes):
+            losses[job.key] = 0  # it has come further
             write_bytes(state_file(folder, job), said)
             continue
         del busy[stream]
         crew.idle.append(actor)
+        said.line["lost"] += retries[job.key]
         yield job, said
     crew.end()
 

@@ -13,24 +13,26 @@ import os
 import tempfile
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import ray
 import ray.train
 import ray.train.torch
+from ray.train.torch.config import _TorchBackend
 from ray.train.v2.api.config import FailureConfig  # what ray.train exports; types know only the first version
 
-from kdtune.errors import RunError
+from kdtune.errors import RunError, WorkersLostError
 from kdtune.experiment import Experiment
 from kdtune.records import EpochRecord
 from kdtune.search.desk import End, Epoch, Failed, Order, Save, Start, Test, open_desk
 from kdtune.search.placing import Slots
-from kdtune.search.worker import work
+from kdtune.search.worker import bind_gloo, work
 from kdtune.trial import Tested
 
 LOOK_EVERY_S = 1.0  # whether the group is still there
-LOSSES = 10  # of workers, before the group is given up and its trial with it
+LOSSES = 50  # of workers in a group's life; the desk gives up a trial that does not get on long before
 LEAVE_S = 30.0  # that workers may take to leave
 WAITS = 3  # for nodes, before the group is given up
 
@@ -68,9 +70,26 @@ class GroupTrial:
     def restore(self, state: bytes) -> None:
         self._begin(replace(self.start, state=state))
 
+    def stop(self) -> None:
+        """The workers let go of it when the next one begins."""
+
     def test(self) -> Tested:
         tested: Tested = self.group.order(Test())
         return tested
+
+
+class _Backend(_TorchBackend):
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:  # as Ray Train calls it
+        worker_group.execute(bind_gloo)
+        super().on_start(worker_group, backend_config)
+
+
+class OnRaysNetwork(ray.train.torch.TorchConfig):
+    """torch's process group, with gloo on the network that Ray uses."""
+
+    @property
+    def backend_cls(self) -> type[_TorchBackend]:
+        return _Backend
 
 
 class Group:
@@ -86,7 +105,7 @@ class Group:
         trainer = ray.train.torch.TorchTrainer(
             work,
             train_loop_config=settings,
-            torch_config=ray.train.torch.TorchConfig(backend="nccl" if slots.gpus else "gloo"),
+            torch_config=OnRaysNetwork(backend="nccl" if slots.gpus else "gloo"),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=slots.workers,
                 use_gpu=bool(slots.gpus),
@@ -114,7 +133,7 @@ class Group:
         """The workers' answer; see the orders. Raises RunError where the trial or the whole group cannot go on."""
         answer = self._wait_for(self.desk.give.remote(order))
         if isinstance(answer, Failed):
-            raise RunError(answer.reason)
+            raise (WorkersLostError if answer.of_machine else RunError)(answer.reason)
         return answer
 
     def wait(self) -> None:
@@ -124,7 +143,7 @@ class Group:
     def _wait_for(self, answer: Any) -> Any:
         while not ray.wait([answer], timeout=LOOK_EVERY_S)[0]:
             if not self.thread.is_alive():
-                raise RunError(f"the workers of a trial are lost: {self.lost}") from self.lost
+                raise WorkersLostError(f"the workers of a trial are lost: {self.lost}") from self.lost
         return ray.get(answer)
 
     def whereabouts(self) -> tuple[tuple[str, ...], int]:
@@ -134,7 +153,8 @@ class Group:
 
     def end(self) -> None:
         """The workers leave, and everything that they held is free."""
-        ray.get(self.desk.give.remote(End()))
+        with suppress(ray.exceptions.RayActorError):  # a desk that is lost takes the workers' orders with it
+            ray.get(self.desk.give.remote(End()))
         self.thread.join(LEAVE_S)
         ray.kill(self.desk)
         self.folder.cleanup()

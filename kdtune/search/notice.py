@@ -12,11 +12,17 @@ from typing import Any
 import ray
 from ray._private.state import state
 
-from kdtune.errors import CacheError, DataError, StorageError
+from kdtune.errors import CacheError, DataError, StorageError, WorkersLostError
 
 LOOK_EVERY_S = 1.0
 HOLD_S = 20.0
-OF_A_MACHINE = (OSError, CacheError, DataError, StorageError)  # what fails on one node and may do on another
+OF_A_MACHINE = (
+    OSError,
+    CacheError,
+    DataError,
+    StorageError,
+    WorkersLostError,
+)  # what fails on one node and may do on another
 
 _seen: tuple[float, frozenset[str]] = (float("-inf"), frozenset())
 

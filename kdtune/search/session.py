@@ -63,6 +63,11 @@ def _connect(address: str, own: dict[str, Any]) -> None:
     """Raises RunError where no cluster answers at the address."""
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **own)
+    except ray.exceptions.AuthenticationError as error:
+        raise RunError(
+            f"the Ray cluster at {address!r} asks for a token: {error}\nSet RAY_AUTH_MODE=token and put the cluster's "
+            f"token in ~/.ray/auth_token"
+        ) from error
     except ConnectionError as error:
         raise RunError(
             f"no Ray cluster answers at {address!r}: {error}. Start one (`ray start --head`, `ray up cluster.yaml`), "

@@ -40,14 +40,19 @@ class StudentTrial(tune.Trainable):
         with held_back():
             self.place = workplace(materials[0], slots)
         self.losses = 0  # of workers, as told so far
-        self.reset_config(config)
+        self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        values = active(self.parameters, new_config, self.experiment)
+        self.trial.stop()
+        del self.trial  # its memory, before another takes as much
+        self._begin(new_config)
+        return True
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        values = active(self.parameters, config, self.experiment)
         with held_back():
             self.trial = self.place.start(with_values(self.experiment, values), seed=self.experiment.search.seed)
         self.saved = time.monotonic()
-        return True
 
     def step(self) -> dict[str, Any]:
         with held_back():

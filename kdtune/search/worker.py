@@ -1,6 +1,11 @@
 """What each worker of a group does: take orders from the desk, in step with the others."""
 
+import fcntl
+import os
+import socket
+import struct
 import traceback
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -9,18 +14,41 @@ import torch
 import torch.distributed as dist
 
 from kdtune.ranks import joined
-from kdtune.search.desk import End, Epoch, Order, Save, Standing, Start, Test
+from kdtune.search.desk import End, Epoch, Failed, Order, Save, Standing, Start, Test
+from kdtune.search.notice import OF_A_MACHINE
 from kdtune.trial import Bench, Trial
+
+SIOCGIFADDR = 0x8915  # Linux: the address of an interface
 
 
 def work(config: dict[str, Any]) -> None:  # what Ray Train hands on
     """Until the desk says End. An error is told there before it ends this process."""
     torch.set_num_threads(config["threads"])
     try:
-        Worker(config["desk"], ray.get(config["materials"]), ray.train.torch.get_device()).serve()
-    except Exception:
-        ray.get(config["desk"].report_error.remote(traceback.format_exc()))
+        Worker(config["desk"], config["materials"], ray.train.torch.get_device()).serve()
+    except Exception as error:
+        told = Failed(traceback.format_exc(), of_machine=isinstance(error, OF_A_MACHINE))
+        ray.get(config["desk"].report_error.remote(told))
         raise
+
+
+def bind_gloo() -> None:
+    """Has gloo talk over the network that Ray uses. Its own choice is the address of the machine's name, which on many
+    machines is 127.0.1.1, where no other machine finds it."""
+    interface = _interface_of(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+    if interface is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+
+
+def _interface_of(address: str) -> str | None:
+    """The network interface with an IPv4 address; None where none has it, or the system does not tell."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        for _, name in socket.if_nameindex():
+            with suppress(OSError):  # an interface without an address
+                told = fcntl.ioctl(any_socket, SIOCGIFADDR, struct.pack("256s", name.encode()))
+                if socket.inet_ntoa(told[20:24]) == address:
+                    return name
+    return None
 
 
 class Worker:
@@ -29,7 +57,9 @@ class Worker:
     def __init__(self, desk: Any, materials: Any, device: torch.device) -> None:
         self.desk = desk
         self.ranks = joined()
-        self.bench = Bench(materials, device, self.ranks)
+        self.materials = materials
+        self.device = device
+        self.bench: Bench | None = None
         self.trial: Trial | None = None
 
     def serve(self) -> None:
@@ -53,13 +83,15 @@ class Worker:
         dist.broadcast_object_list(told, group=self.ranks.patient)
         (standing,) = told
         assert standing is not None
+        self.bench = Bench(ray.get(self.materials), self.device, self.ranks)  # what fails from here on counts
         if standing.start is not None:
             self.trial = self._start(standing.start)
-            while len(self.trial.history) < standing.epochs:
-                next(self.trial.records)
+            for _ in range(standing.epochs - len(self.trial.history)):
+                next(self.trial.records, None)
         return standing.answered
 
     def _start(self, order: Start) -> Trial:
+        assert self.bench is not None
         trial = self.bench.start(order.experiment, seed=order.seed, alone=order.alone, whole=order.whole)
         if order.state is not None:
             trial.restore(order.state)
@@ -67,7 +99,9 @@ class Worker:
 
     def _do(self, order: Order) -> object:
         if isinstance(order, Start):
-            self.trial = None  # its memory, before another takes as much
+            if self.trial is not None:  # its memory, before another takes as much
+                self.trial.stop()
+                self.trial = None
             self.trial = self._start(order)
             return [record.to_json() for record in self.trial.history]
         assert self.trial is not None, "workers that begin again after a trial has failed are told of the next one"

@@ -1,7 +1,7 @@
 """`Trial`: one student in training, which can be saved between two epochs and taken up again."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -44,7 +44,9 @@ class Trial:
         self._again = partial(distill, student, experiment, dataset, seed=seed, whole=whole, alone=alone, ranks=ranks)
         self.records = self._records()
 
-    def _records(self) -> Iterator[EpochRecord]:
+    def _records(self) -> Generator[EpochRecord, None, None]:
+        if self.history and self.history[-1].last:  # diverged trials end before their last epoch
+            return
         for record in self._again():
             self.history.append(record)
             yield record
@@ -59,8 +61,11 @@ class Trial:
         saved = from_bytes(state, next(self.student.network.parameters()).device)
         self.student.state.load_state_dict(saved["training"])
         self.history = [EpochRecord.from_json(line) for line in saved["history"]]
-        over = self.history and self.history[-1].last  # diverged trials end before their last epoch
-        self.records = iter(()) if over else self._records()
+        self.records = self._records()
+
+    def stop(self) -> None:
+        """Lets go of what the suspended epoch holds, so that its memory is free as soon as nobody holds the trial."""
+        self.records.close()
 
     def save(self, path: Path) -> None:
         """State after the last record: whole or absent."""
@@ -81,7 +86,7 @@ class Trial:
         """On the test set, which is read once. All ranks call it."""
         test, network = self.dataset.test, self.student.network
         found = evaluate(network, self.dataset, test.images, test.labels, ranks=self.ranks)
-        return Tested(found.accuracy, found.predictions, safetensors.torch.save(weights_of(network)))
+        return Tested(found.accuracy, found.predictions.cpu(), safetensors.torch.save(weights_of(network)))
 
 
 @dataclass(frozen=True)
@@ -89,5 +94,5 @@ class Tested:
     """What a student that is done says to the test set, and the student alone."""
 
     accuracy: float
-    predictions: Tensor  # [N] int64
+    predictions: Tensor  # [N] int64, on the CPU: it goes to processes without a GPU
     weights: bytes  # safetensors
