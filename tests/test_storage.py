@@ -151,6 +151,7 @@ def test_who_comes_during_a_long_pull_is_not_written_over(
         quick.push()
         if ended:
             quick.release()
+            quick.beat()  # as its thread does once more
 
     monkeypatch.setattr(slow, "pull", pull_slowly)
     if ended:

@@ -105,7 +105,7 @@ class Owned(Mirror):
         super().__init__(address, folder, apart=apart)
         self.marking = threading.Lock()
         self.mine, self.beats = "", 0
-        self.overtaken = False
+        self.overtaken = self.ended = False
 
     def take(self) -> None:
         """Raises RunError while another process holds the copy."""
@@ -131,18 +131,21 @@ class Owned(Mirror):
     def beat(self) -> None:
         """A sign of life. Raises RunError where another machine has taken the copy meanwhile."""
         with self.marking:
-            self._check()
-            self._renew()
+            if not self.ended:
+                self._check()
+                self._renew()
 
     def check(self) -> None:
         with self.marking:
             self._check()
 
     def release(self) -> None:
-        """Says that nobody need wait; nothing is written afterwards."""
+        """What is left, and that nobody need wait."""
+        self.push()
         with self.marking:
             self._check()
-            self._renew(ended=True)
+            self.ended = True
+            self._renew()
 
     def _known(self) -> str | None:
         try:
@@ -154,9 +157,9 @@ class Owned(Mirror):
         content = self.remote.read(OWNER)
         return None if content is None else json.loads(content)
 
-    def _renew(self, *, ended: bool = False) -> None:
+    def _renew(self) -> None:
         self.beats += 1
-        mark = {"owner": self.mine, "beat": self.beats, "ended": ended}
+        mark = {"owner": self.mine, "beat": self.beats, "ended": self.ended}
         self.remote.write(OWNER, json.dumps(mark).encode())
 
     def _check(self) -> None:
@@ -229,17 +232,12 @@ def mirrored(address: str, folder: Path, *, apart: tuple[str, ...] = ()) -> Iter
             raise RunError(f"another kdtune is at work in {address}; wait for it, or choose another name") from error
         mirror = Owned(address, folder, apart=apart)
         mirror.take()
+        stack.enter_context(_repeating(mirror.beat))  # until after the last push, which may take long
         try:
-            with _repeating(mirror.beat):
-                try:
-                    with _repeating(mirror.push):
-                        yield mirror
-                except BaseException:
-                    _try(mirror.push)  # what ended the block is what is told
-                    raise
-                mirror.push()
+            with _repeating(mirror.push):
+                yield mirror
         except BaseException:
-            _try(mirror.release)
+            _try(mirror.release)  # what ended the block is what is told
             raise
         mirror.release()
 
