@@ -1,7 +1,12 @@
 """The cluster files at the top of the repository do what their comments say, and what a laptop reads of such files."""
 
+import json
+import os
 import re
 import shlex
+import subprocess
+import sys
+import textwrap
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -99,14 +104,67 @@ def name_of(requirement: str) -> str:
 
 @pytest.fixture
 def aws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """An account at moto's AWS, as cluster.yaml's comments leave it; a client of its machines."""
+    """An account at moto's AWS, as the README's commands leave it; a client of its machines."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "testing")
     monkeypatch.setenv("HOME", str(tmp_path))  # ray up writes its key pair to ~/.ssh
     with mock_aws():
-        for profile in ("kdtune-head", "kdtune-worker"):
-            boto3.client("iam").create_instance_profile(InstanceProfileName=profile)
+        iam = boto3.client("iam")
+        for service, command, *options in asked_of_aws(tmp_path):
+            if service == "iam" and command != "create-service-linked-role":
+                names = [option.removeprefix("--").title().replace("-", "") for option in options[::2]]
+                getattr(iam, command.replace("-", "_"))(**dict(zip(names, options[1::2], strict=True)))
         yield boto3.client("ec2", region_name="us-west-2")
+
+
+def asked_of_aws(folder: Path) -> list[list[str]]:
+    """The words of every call of AWS's command line that the README's block makes in a shell, in order."""
+    _, _, section = (TOP / "README.md").read_text().partition("### An AWS account\n")
+    block = textwrap.dedent("\n".join(re.findall(r"^ {4}.*", section.partition("###")[0], re.MULTILINE)))
+    record = folder / "asked"
+    program = folder / "bin" / "aws"
+    program.parent.mkdir()
+    program.write_text(
+        f"#!{sys.executable}\nimport json, sys\nopen({str(record)!r}, 'a').write(json.dumps(sys.argv[1:]) + '\\n')\n"
+    )
+    program.chmod(0o755)
+    path = f"{program.parent}:{os.environ['PATH']}"
+    subprocess.run(["bash", "-euc", block], check=True, env={"PATH": path}, timeout=60)
+    return [json.loads(line) for line in record.read_text().splitlines()]
+
+
+def test_the_readmes_commands_give_the_worker_its_bucket_and_the_head_its_workers(aws: Any, tmp_path: Path) -> None:
+    asked = [json.loads(line) for line in (tmp_path / "asked").read_text().splitlines()]
+    region = raw("cluster.yaml")["provider"]["region"]
+    assert ["s3", "mb", "s3://YOUR-BUCKET", "--region", region] in asked
+    assert ["iam", "create-service-linked-role", "--aws-service-name", "spot.amazonaws.com"] in asked
+    worker, head = rights("kdtune-worker"), rights("kdtune-head")
+    objects = {f"s3:{name}" for name in ("GetObject", "PutObject", "DeleteObject", "AbortMultipartUpload")}
+    assert worker == {"bucket": {*objects, "s3:ListBucket"}}
+    starting = {"ec2:RunInstances", "ec2:TerminateInstances", "ec2:CreateTags", "ec2:Describe*", "iam:PassRole"}
+    assert head == {**worker, "workers": starting}
+
+
+def rights(role: str) -> dict[str, set[str]]:
+    """Actions that a role may take, by policy; it can be had by EC2's machines through its instance profile."""
+    iam = boto3.client("iam")
+    (profile,) = iam.list_instance_profiles_for_role(RoleName=role)["InstanceProfiles"]
+    assert profile["InstanceProfileName"] == role
+    trust = iam.get_role(RoleName=role)["Role"]["AssumeRolePolicyDocument"]
+    assert trust["Statement"][0]["Principal"] == {"Service": "ec2.amazonaws.com"}
+    found = {}
+    for name in iam.list_role_policies(RoleName=role)["PolicyNames"]:
+        statements = iam.get_role_policy(RoleName=role, PolicyName=name)["PolicyDocument"]["Statement"]
+        actions = [one["Action"] for one in statements]
+        found[name] = {one for some in actions for one in ([some] if isinstance(some, str) else some)}
+    return found
+
+
+def test_at_google_ray_starts_once_the_gpu_has_its_driver() -> None:
+    (wait,) = raw("cluster.gcp.yaml")["worker_setup_commands"]
+    begin, limit, *shell = shlex.split(wait)
+    assert (begin, int(limit) >= 300, shell[:2]) == ("timeout", True, ["bash", "-c"])
+    assert shell[2].startswith("until nvidia-smi ")
 
 
 def test_at_aws_the_file_makes_a_head_and_a_spot_worker_to_which_only_ssh_is_open(aws: Any, tmp_path: Path) -> None:
@@ -170,6 +228,7 @@ def test_the_ray_job_has_kuberays_fields_and_says_the_same_twice_where_it_must()
     for group in (cluster["headGroupSpec"], workers):
         (container,) = group["template"]["spec"]["containers"]
         assert environment["KDTUNE_STORAGE"] in [mount["mountPath"] for mount in container["volumeMounts"]]
+        assert group["template"]["spec"]["securityContext"] == {"runAsUser": 1000, "fsGroup": 1000}
     assert f"rayproject/ray:{RAY}-" in (TOP / KUBERAY).read_text()
 
 

@@ -55,6 +55,21 @@ def test_without_a_shared_one_it_lies_in_the_home(
     assert (experiment.storage, experiment.cache.storage) == (str(tmp_path / "kdtune" / "runs"), None)
 
 
+@pytest.mark.parametrize("changes", [{"storage": "runs"}, {"storage": "/nfs/runs", "cache.storage": "caches"}])
+def test_the_home_will_not_do_for_a_cluster_that_may_grow(
+    changes: dict[str, Any], make_experiment: MakeExperiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("KDTUNE_STORAGE", raising=False)
+    monkeypatch.setenv("KDTUNE_NODES", '[{"cpus": 4, "gpus": 1, "count": 8}]')
+    with pytest.raises(StorageError, match=r"home folder.*Set KDTUNE_STORAGE"):
+        on_cluster(make_experiment(changes))
+    given = {"storage": "/nfs/runs", "cache.storage": "s3://bucket/caches"}
+    found = on_cluster(make_experiment(given))
+    assert {"storage": found.storage, "cache.storage": found.cache.storage} == given
+    monkeypatch.setenv("KDTUNE_STORAGE", "/nfs")
+    assert on_cluster(make_experiment({"storage": "runs"})).storage == "/nfs/runs"
+
+
 @pytest.mark.parametrize(
     ("shared", "what"), [("nfs/kdtune", "absolute folder"), ("hdfs://x/y", "s3://"), ("s3://a:secret@b", "secret key")]
 )

@@ -1,9 +1,11 @@
 """Runs whose storage is an object store: a folder here, its copy there, and who may write it."""
 
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -130,6 +132,126 @@ def test_while_one_is_at_work_another_is_refused_here_and_elsewhere(s3: S3, tmp_
         for folder in (tmp_path / "here", tmp_path / "elsewhere"):
             with pytest.raises(RunError, match="another kdtune is at work"), mirrored(address, folder):
                 raise AssertionError
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_who_comes_during_a_long_pull_is_not_written_over(
+    s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended: bool
+) -> None:
+    address = s3.address("runs/tiny")
+    Owned(address, tmp_path / "lost").take()
+    slow, quick = (Owned(address, tmp_path / name) for name in ("slow", "quick"))
+    pull = slow.pull
+
+    def pull_slowly() -> None:
+        pull()
+        monkeypatch.setattr(slow, "pull", pull)
+        quick.take()
+        (tmp_path / "quick" / "trials.jsonl").write_text("1\n")
+        quick.push()
+        if ended:
+            quick.release()
+            quick.beat()  # as its thread does once more
+
+    monkeypatch.setattr(slow, "pull", pull_slowly)
+    if ended:
+        slow.take()
+        assert (tmp_path / "slow" / "trials.jsonl").read_text() == "1\n"
+    else:
+        with pytest.raises(RunError, match="another kdtune is at work"):
+            slow.take()
+        quick.push()
+
+
+def test_signs_of_life_go_on_during_a_long_push(s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard = []
+    with mirrored(s3.address("runs/tiny"), tmp_path / "here") as mirror:
+        write = mirror.remote.write
+
+        def write_slowly(name: str, content: bytes) -> None:
+            if name == "large":
+                began, before = time.monotonic(), mark_of(mirror)["beat"]
+                while mark_of(mirror)["beat"] < before + 2 and time.monotonic() - began < 10 * mirror_module.DEAD_S:
+                    time.sleep(0.02)
+                heard.append(mark_of(mirror)["beat"] - before)
+            write(name, content)
+
+        monkeypatch.setattr(mirror.remote, "write", write_slowly)
+        (tmp_path / "here" / "large").write_text("large")
+    assert heard
+    assert min(heard) >= 2
+    assert mark_of(mirror)["ended"]
+
+
+def mark_of(mirror: Mirror) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(mirror.remote.read(mirror_module.OWNER) or b"")
+    return found
+
+
+def test_who_is_overtaken_in_the_middle_of_a_push_writes_nothing_more_and_says_so_at_the_end(
+    s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirror_module, "PUSH_EVERY_S", 3600.0)
+    address, another = s3.address("runs/tiny"), {"owner": "another", "beat": 1, "ended": False}
+
+    def overtaken_while_it_pushes() -> None:
+        with mirrored(address, tmp_path / "here") as mirror:
+            write = mirror.remote.write
+
+            def write_and_lose(name: str, content: bytes) -> None:
+                write(name, content)
+                write(mirror_module.OWNER, json.dumps(another).encode())
+
+            monkeypatch.setattr(mirror.remote, "write", write_and_lose)
+            for name in "ab":
+                (tmp_path / "here" / name).write_text(name)
+            with pytest.raises(RunError, match="was taken up by another kdtune"):
+                mirror.push()
+            assert there(address) == {"a": b"a"}
+
+    with pytest.raises(RunError, match="was taken up by another kdtune"):
+        overtaken_while_it_pushes()
+    assert there(address) == {"a": b"a"}
+    assert mark_of(Mirror(address, tmp_path)) == another
+
+
+def test_what_goes_wrong_with_one_push_does_not_end_the_next_ones(
+    s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors: list[Exception] = [PermissionError(13, "Permission denied"), ValueError("no mark")]
+    address, look = s3.address("runs/tiny"), Mirror._here
+
+    def look_at_last(mirror: Mirror) -> dict[str, tuple[int, int]]:
+        if errors:
+            raise errors.pop()
+        return look(mirror)
+
+    with in_step(address, tmp_path):
+        monkeypatch.setattr(Mirror, "_here", look_at_last)
+        (tmp_path / "a").write_text("a")
+        began = time.monotonic()
+        while not there(address) and time.monotonic() - began < 10:
+            time.sleep(0.02)
+        assert there(address) == {"a": b"a"}
+
+
+def test_a_folder_that_is_removed_while_a_push_looks_at_it_is_no_mistake(
+    s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, scandir = s3.address("runs/tiny"), os.scandir
+    (tmp_path / "going").mkdir()
+    (tmp_path / "a").write_text("a")
+
+    def scan(path: Any) -> Any:
+        if Path(path).name == "going":
+            Path(path).rmdir()
+        return scandir(path)
+
+    mirror = Mirror(address, tmp_path)
+    monkeypatch.setattr(os, "scandir", scan)
+    mirror.push()
+    assert not (tmp_path / "going").exists()
+    assert there(address) == {"a": b"a"}
 
 
 def test_a_pull_that_was_interrupted_begins_again(s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

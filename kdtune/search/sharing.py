@@ -1,6 +1,6 @@
 """What the nodes of a cluster share: where an experiment's storage lies, and whether every node sees it.
 
-experiment = on_cluster(experiment)      # a relative storage below $KDTUNE_STORAGE, else below ~/kdtune
+experiment = on_cluster(experiment)      # a relative storage below $KDTUNE_STORAGE, else ~/kdtune if no nodes may come
 check_seen(folder)                       # with Ray running
 leave_link(folder)                       # ~/.kdtune/runs/<name>, for whoever fetches the run and knows only its name
 """
@@ -19,6 +19,7 @@ from kdtune.errors import StorageError
 from kdtune.experiment import Experiment
 from kdtune.experiment.caching import check_storage
 from kdtune.records import PART
+from kdtune.search.session import NODES
 from kdtune.storage import Remote, below, folder_of, is_uri
 
 STORAGE = "KDTUNE_STORAGE"
@@ -27,7 +28,7 @@ APPEARS_S = 5.0  # a file written on one node is seen by the others within this 
 
 def on_cluster(experiment: Experiment) -> Experiment:
     """The experiment with its relative folders where all nodes find them. Raises StorageError over KDTUNE_STORAGE."""
-    shared = os.environ.get(STORAGE) or str(Path.home() / "kdtune")
+    shared = os.environ.get(STORAGE) or _at_home(experiment)
     try:
         check_storage(shared)
     except ValueError as error:
@@ -44,9 +45,27 @@ def on_cluster(experiment: Experiment) -> Experiment:
     return experiment.model_copy(update={"storage": _placed(shared, experiment.storage), "cache": cache})
 
 
+def _at_home(experiment: Experiment) -> str:
+    """A folder of this machine. Raises StorageError where nodes may come that cannot be asked whether they see it."""
+    relative = [one for one in (experiment.storage, experiment.cache.storage) if one and _relative(one)]
+    if relative and os.environ.get(NODES):
+        raise StorageError(
+            f"the storage {relative[0]!r} would lie in this machine's home folder, and nodes that the cluster grows by "
+            f"would not see it. Set {STORAGE} where the nodes are started: an address (s3://bucket/kdtune), or a "
+            f"folder that is mounted on all of them"
+        )
+    return str(Path.home() / "kdtune")
+
+
 def _placed(shared: str, storage: str) -> str:
+    folder = _relative(storage)
+    return below(shared, folder.as_posix()) if folder else storage
+
+
+def _relative(storage: str) -> Path | None:
+    """The folder that an address names relative to another; None for a whole address."""
     folder = folder_of(storage)
-    return storage if folder is None or folder.is_absolute() else below(shared, folder.as_posix())
+    return None if folder is None or folder.is_absolute() else folder
 
 
 def check_seen(folder: Path) -> None:

@@ -5,13 +5,14 @@ here, and goes there soon.
         mirror.push()                             # or now
     with mirrored(address, folder) as mirror:     # for one process at a time, on whatever machine
 
-Who holds the copy has a mark there, the object `.owner`, and renews it. The folder that held it last goes on at once,
-even after a crash. Any other waits until the mark stays as it is, and takes what is there instead of its own. A
-process that was overtaken in this way, having stood still for a minute, never writes there again.
+Who holds the copy has a mark there, the object `.owner`, and renews it, however long a push takes. The folder that
+held it last goes on at once, even after a crash. Any other waits until the mark stays as it is, and takes what is there
+instead of its own. A process that was overtaken in this way, having stood still for a minute, never writes there again.
 """
 
 import json
 import logging
+import os
 import shutil
 import threading
 import time
@@ -59,23 +60,30 @@ class Mirror:
             here = self._here()
             for mark, name in sorted((mark, name) for name, mark in here.items() if self.pushed.get(name) != mark):
                 try:
-                    self.remote.write(name, (self.folder / name).read_bytes())
+                    content = (self.folder / name).read_bytes()
                 except FileNotFoundError:  # removed meanwhile
                     continue
+                self.check()
+                self.remote.write(name, content)
                 self.pushed[name] = mark
             for name in [name for name in self.pushed if name not in here]:
+                self.check()
                 self.remote.delete(name)
                 del self.pushed[name]
 
+    def check(self) -> None:
+        """Raises RunError where this process may not write there; asked before each time it does."""
+
     def _here(self) -> dict[str, tuple[int, int]]:
         found = {}
-        for path in self.folder.rglob("*"):
-            name = path.relative_to(self.folder).as_posix()
-            try:
-                if self._is_ours(name) and path.is_file():
-                    found[name] = (path.stat().st_mtime_ns, path.stat().st_size)
-            except FileNotFoundError:  # removed meanwhile
-                continue
+        for folder, _, files in os.walk(self.folder, onerror=_unless_removed):
+            for path in (Path(folder, file) for file in files):
+                name = path.relative_to(self.folder).as_posix()
+                try:
+                    if self._is_ours(name) and path.is_file():
+                        found[name] = (path.stat().st_mtime_ns, path.stat().st_size)
+                except FileNotFoundError:  # removed meanwhile
+                    continue
         return found
 
     def _is_ours(self, name: str) -> bool:
@@ -84,35 +92,60 @@ class Mirror:
         return whole and last not in (OWNER, "lock", ".lock") and not any(folder in self.apart for folder in folders)
 
 
+def _unless_removed(error: OSError) -> None:
+    """Of a folder that cannot be walked: what was removed meanwhile is no mistake."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
+
+
 class Owned(Mirror):
     """A mirror of one process at a time."""
+
+    def __init__(self, address: str, folder: Path, *, apart: tuple[str, ...] = ()) -> None:
+        super().__init__(address, folder, apart=apart)
+        self.marking = threading.Lock()
+        self.mine, self.beats = "", 0
+        self.overtaken = self.ended = False
 
     def take(self) -> None:
         """Raises RunError while another process holds the copy."""
         mine = self._known()
-        theirs = self._mark()
-        if theirs and theirs["owner"] != mine and not theirs["ended"]:
-            self._wait(theirs)
-        if mine is None or (theirs and theirs["owner"] != mine):
+        mark = self._mark()
+        if mark and mark["owner"] != mine and not mark["ended"]:
+            mark = self._wait(mark)
+        if mine is None or (mark and mark["owner"] != mine):
             self._set_aside(mine)
-            self.pull()
-        self.mine, self.beat = mine or uuid.uuid4().hex, 0
+            self._pull_as_of(mark)
+        self.mine = mine or uuid.uuid4().hex
         self._renew()
         time.sleep(SETTLE_S)
-        self._check()
+        self.check()
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(self.folder / OWNER, self.mine)
 
     def push(self) -> None:
         """Raises RunError where another machine has taken the copy meanwhile."""
-        self._check()
+        self.check()
         super().push()
-        self._renew()
+
+    def beat(self) -> None:
+        """A sign of life. Raises RunError where another machine has taken the copy meanwhile."""
+        with self.marking:
+            if not self.ended:
+                self._check()
+                self._renew()
+
+    def check(self) -> None:
+        with self.marking:
+            self._check()
 
     def release(self) -> None:
         """What is left, and that nobody need wait."""
         self.push()
-        self._renew(ended=True)
+        with self.marking:
+            self._check()
+            self.ended = True
+            self._renew()
 
     def _known(self) -> str | None:
         try:
@@ -124,33 +157,49 @@ class Owned(Mirror):
         content = self.remote.read(OWNER)
         return None if content is None else json.loads(content)
 
-    def _renew(self, *, ended: bool = False) -> None:
-        self.beat += 1
-        mark = {"owner": self.mine, "beat": self.beat, "ended": ended}
+    def _renew(self) -> None:
+        self.beats += 1
+        mark = {"owner": self.mine, "beat": self.beats, "ended": self.ended}
         self.remote.write(OWNER, json.dumps(mark).encode())
 
     def _check(self) -> None:
-        mark = self._mark()
-        if mark and mark["owner"] != self.mine:
+        mark = None if self.overtaken else self._mark()
+        self.overtaken = self.overtaken or bool(mark and mark["owner"] != self.mine)
+        if self.overtaken:
             raise RunError(
                 f"{self.remote.address} was taken up by another kdtune, on another machine, while this one could not "
                 f"reach it; what it has done since is in {self.folder}"
             )
 
-    def _wait(self, seen: dict[str, Any]) -> None:
-        """Until a mark counts as that of a process that has ended."""
+    def _pull_as_of(self, mark: dict[str, Any] | None) -> None:
+        """What is there while the mark is `mark`: during a pull, which may be long, others may come, and end."""
+        self.pull()
+        now = self._mark()
+        while now != mark:
+            if now and not now["ended"]:
+                raise self._at_work()
+            mark = now
+            self._set_aside(None)
+            self.pull()
+            now = self._mark()
+
+    def _at_work(self) -> RunError:
+        return RunError(
+            f"another kdtune is at work in {self.remote.address}; wait for it, or choose another name (--set name=...)"
+        )
+
+    def _wait(self, seen: dict[str, Any]) -> dict[str, Any]:
+        """Until a mark counts as that of a process that has ended; the mark then."""
         log.warning("%s is held by another machine; waiting %.0f s for a sign of life", self.remote.address, DEAD_S)
         began = time.monotonic()
         while time.monotonic() - began < DEAD_S:
             time.sleep(LOOK_EVERY_S)
             now = self._mark()
             if now and now["ended"]:
-                return
+                return now
             if now != seen:
-                raise RunError(
-                    f"another kdtune is at work in {self.remote.address}; wait for it, or choose another name "
-                    f"(--set name=...)"
-                )
+                raise self._at_work()
+        return seen
 
     def _set_aside(self, mine: str | None) -> None:
         """What is here makes room. Without a mark of its own it was being pulled when that was interrupted."""
@@ -167,7 +216,7 @@ def in_step(address: str, folder: Path) -> Iterator[Mirror]:
     """A folder filled with what is at the address, and pushed there while the block lasts and at its end."""
     mirror = Mirror(address, folder)
     mirror.pull()
-    with _pushing(mirror):
+    with _repeating(mirror.push):
         yield mirror
     mirror.push()
 
@@ -183,8 +232,9 @@ def mirrored(address: str, folder: Path, *, apart: tuple[str, ...] = ()) -> Iter
             raise RunError(f"another kdtune is at work in {address}; wait for it, or choose another name") from error
         mirror = Owned(address, folder, apart=apart)
         mirror.take()
+        stack.enter_context(_repeating(mirror.beat))  # until after the last push, which may take long
         try:
-            with _pushing(mirror):
+            with _repeating(mirror.push):
                 yield mirror
         except BaseException:
             _try(mirror.release)  # what ended the block is what is told
@@ -193,14 +243,15 @@ def mirrored(address: str, folder: Path, *, apart: tuple[str, ...] = ()) -> Iter
 
 
 @contextmanager
-def _pushing(mirror: Mirror) -> Iterator[None]:
+def _repeating(act: Callable[[], None]) -> Iterator[None]:
+    """`act` every PUSH_EVERY_S, in a thread of its own, until it finds that the mirror was overtaken."""
     done = threading.Event()
 
-    def push() -> None:
-        while not done.wait(PUSH_EVERY_S):
-            _try(mirror.push)
+    def repeat() -> None:
+        while not done.wait(PUSH_EVERY_S) and _try(act):
+            pass
 
-    thread = threading.Thread(target=push, daemon=True)
+    thread = threading.Thread(target=repeat, daemon=True)
     thread.start()
     try:
         yield
@@ -209,9 +260,14 @@ def _pushing(mirror: Mirror) -> Iterator[None]:
         thread.join()
 
 
-def _try(push: Callable[[], None]) -> None:
-    """A store that is out of reach for a while ends nothing: the next push brings what this one did not."""
+def _try(act: Callable[[], None]) -> bool:
+    """A store that is out of reach for a while ends nothing: the next push brings what this one did not.
+
+    False where the mirror was overtaken: that is for good, and the next push of the main thread raises it.
+    """
     try:
-        push()
-    except KdtuneError as error:
+        act()
+    except (KdtuneError, OSError, ValueError) as error:
         log.warning("%s", error)
+        return not isinstance(error, RunError)
+    return True
