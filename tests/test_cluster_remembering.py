@@ -2,21 +2,24 @@
 
 import json
 import subprocess
+from contextlib import nullcontext
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
 import typer
 
 from kdtune.cli import main
-from kdtune.cli.remote import begun_before, detachable, is_here
-from kdtune.cluster import fetching
+from kdtune.cli.remote import begun_before, detachable, is_here, on_cluster
+from kdtune.cluster import fetching, remote
 from kdtune.cluster.fetching import FILES, fetch
 from kdtune.cluster.files import ClusterFile
+from kdtune.cluster.finding import There
 from kdtune.cluster.remembering import Remembered, find, local_folder, recall
 from kdtune.cluster.remote import Remote
 from kdtune.cluster.shipping import resolve
 from kdtune.errors import ClusterError, RunError
+from kdtune.experiment import Experiment
 from tests.conftest import MakeExperiment
 from tests.fake_head import FakeHead
 
@@ -164,6 +167,48 @@ def test_ctrl_c_detaches_and_says_how_to_come_back(capsys: pytest.CaptureFixture
     said = capsys.readouterr().err
     for word in ("goes on", "kdtune attach one", "kdtune status one", "kdtune stop one", "not been taken down"):
         assert word in said
+
+
+class Submitting:
+    """A job server that has had no jobs, and to which submitting one ends in `error`."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error, self.submitted = error, list[str]()
+
+    def list_jobs(self) -> list[object]:
+        return []
+
+    def submit_job(self, *, submission_id: str, **others: object) -> str:
+        self.submitted.append(submission_id)
+        raise self.error
+
+
+def begin_at(server: Submitting, experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = ClusterFile(Path("cluster.yaml").resolve(), {"cluster_name": "c", "provider": {"type": "aws"}})
+    head: Any = None  # nobody asks it
+    monkeypatch.setattr(remote, "connected", lambda head, token: nullcontext(server))
+    on_cluster(There(cluster, head, "on a cluster of this test's"), experiment, down=False)
+
+
+def test_ctrl_c_while_the_search_is_submitted_leaves_it_known(
+    make_experiment: MakeExperiment, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server, experiment = Submitting(KeyboardInterrupt()), make_experiment({"storage": "runs"})
+    with pytest.raises(typer.Exit) as ended:
+        begin_at(server, experiment, monkeypatch)
+    assert ended.value.exit_code == 130
+    assert "kdtune status tiny" in capsys.readouterr().err
+    assert [find("tiny").job] == server.submitted
+
+
+def test_a_job_is_named_for_its_experiment_and_one_that_is_there_already_is_attached_to(
+    make_experiment: MakeExperiment, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = "Request failed with status code 400: ValueError: Job with submission_id x already exists. Please use."
+    server, experiment = Submitting(RuntimeError(taken)), make_experiment({"storage": "runs"})
+    with pytest.raises(ClusterError, match="the same `kdtune search` attaches to it"):
+        begin_at(server, experiment, monkeypatch)
+    assert server.submitted == [f"kdtune-tiny-{resolve(experiment, folder).digest[:6]}-1"]
 
 
 def test_status_tells_of_every_search_though_one_cluster_cannot_be_asked(capsys: pytest.CaptureFixture[str]) -> None:
