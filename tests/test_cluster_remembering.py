@@ -50,10 +50,42 @@ def test_a_search_is_found_again_by_its_name_its_folder_or_as_the_only_open_one(
         find("thre")
 
 
-def test_a_damaged_note_says_so() -> None:
-    (remembered("one").folder / "cluster.json").write_text("{}")
+@pytest.mark.parametrize("content", ["{}", '{"name": "o', "[]", "\\udcff"])
+def test_a_damaged_note_says_so_and_hides_no_other(content: str, capsys: pytest.CaptureFixture[str]) -> None:
+    note = remembered("one").folder / "cluster.json"
+    note.write_text(content, errors="surrogateescape")
     with pytest.raises(ClusterError, match="was edited or damaged"):
         find("one")
+    with pytest.raises(ClusterError, match="was edited or damaged"):
+        find(None)
+    remembered("two", fetched=True)
+    assert find("two").name == "two"
+    with pytest.raises(SystemExit) as ended:
+        main(["status"])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert "one/cluster.json was edited or damaged" in said
+    assert "finished; results in" in said
+
+
+@pytest.mark.parametrize("storage", ["mine", "out/runs"])
+def test_a_search_with_a_storage_of_its_own_is_found_by_its_name_unless_two_have_it(
+    storage: str, make_experiment: MakeExperiment
+) -> None:
+    folder = local_folder(make_experiment({"storage": storage}))
+    mine = Remembered(folder, "tiny", Path("cluster.yaml"), "kdtune-tiny-1", "").write()
+    assert find("tiny") == mine
+    assert find(None) == mine
+    remembered("tiny")
+    with pytest.raises(ClusterError, match=f"several searches are called tiny: .*{folder}"):
+        find("tiny")
+    assert find(str(folder)) == mine
+
+
+def test_a_file_is_the_run_folder_of_no_search() -> None:
+    Path("experiment.yaml").touch()
+    with pytest.raises(ClusterError, match=r"no search 'experiment\.yaml' was begun"):
+        find("experiment.yaml")
 
 
 def test_results_come_to_the_storage_of_this_machine_or_to_runs(make_experiment: MakeExperiment) -> None:
