@@ -111,7 +111,8 @@ def run_on(head: FakeHead, files: dict[str, str]) -> Path:
 
 
 WHOLE = {"summary.json": "{}", "student/student.safetensors": "new", "student/config.json": "{}",
-         "trials.jsonl": "", "experiment.yaml": "", "ray/huge": "x"}  # fmt: skip
+         "final/best.safetensors": "new", "final/0/state": "x", "trials.jsonl": "", "experiment.yaml": "",
+         "ray/huge": "x"}  # fmt: skip
 
 
 def test_results_replace_older_ones_and_nothing_else_comes_or_goes(head: FakeHead, folder: Path) -> None:
@@ -122,9 +123,10 @@ def test_results_replace_older_ones_and_nothing_else_comes_or_goes(head: FakeHea
     (here / "notes.txt").write_text("mine")
     fetch(head, "digits", here)
     assert sorted(path.name for path in here.iterdir()) == [
-        "experiment.yaml", "notes.txt", "student", "summary.json", "trials.jsonl",
+        "experiment.yaml", "final", "notes.txt", "student", "summary.json", "trials.jsonl",
     ]  # fmt: skip
     assert [path.name for path in sorted((here / "student").iterdir())] == ["config.json", "student.safetensors"]
+    assert [path.name for path in (here / "final").iterdir()] == ["best.safetensors"], "kdtune export reads it"
 
 
 def test_a_run_without_results_changes_nothing_here(head: FakeHead, folder: Path) -> None:
