@@ -209,6 +209,6 @@ def test_a_following_tries_again_quickly_once_something_new_was_said(monkeypatch
     paused: list[float] = []
     with scripted(Scripted([(0, True), (0, False), (5, True), (5, True)], chunk=5)):
         monkeypatch.setattr(jobs, "PAUSE_S", 1.0)
-        monkeypatch.setattr(jobs.time, "sleep", paused.append)
+        monkeypatch.setattr("time.sleep", paused.append)
         assert "".join(follow(HEAD, None, "job", lambda text: None)) == LOG
     assert paused == [1.0, 2.0, 1.0, 2.0]
