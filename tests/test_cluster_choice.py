@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import boto3
 import pytest
 import yaml
 
@@ -128,7 +129,7 @@ def test_machines_that_do_not_answer_are_no_reason_to_search_here_either(
     (folder / "ssh").write_text("#!/bin/sh\necho 'ssh: connect to host box port 22: No route to host' >&2; exit 255\n")
     (folder / "ssh").chmod(0o755)
     write(folder, {"cluster_name": "mine", "provider": {"type": "local", "head_ip": "box", "worker_ips": []}})
-    with pytest.raises(ClusterError, match=r"(?s)No route to host.*is not known"):
+    with pytest.raises(ClusterError, match=r"(?s)No route to host.*may be running"):
         chosen(folder)
 
 
@@ -141,6 +142,30 @@ def test_ray_itself_says_what_runs_at_aws(
     found = chosen(folder)
     assert isinstance(found, Here), "moto's AWS is empty"
     assert "is not running" in found.why
+
+
+def test_a_head_that_ray_did_not_set_up_to_its_end_costs_and_is_not_called_absent(
+    folder: Path, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {**ENVIRONMENT, "AWS_ENDPOINT_URL": f"http://{object_store.host}"}.items():
+        monkeypatch.setenv(name, value)
+    cloud = boto3.client("ec2", region_name="us-west-2")
+    tags = {"ray-cluster-name": "half", "ray-node-type": "head", "ray-node-status": "update-failed"}
+    marks = [{"Key": key, "Value": value} for key, value in tags.items()]
+    image = cloud.describe_images(Owners=["amazon"])["Images"][0]["ImageId"]
+    cloud.run_instances(
+        ImageId=image, MinCount=1, MaxCount=1, TagSpecifications=[{"ResourceType": "instance", "Tags": marks}]
+    )
+    write(folder, {**AWS, "cluster_name": "half"})
+    told = r"(?s)head of half is there, and costs, .*\(update-failed\): `ray up cluster\.yaml` again, .*--local"
+    with pytest.raises(ClusterError, match=told):
+        chosen(folder)
+
+
+def test_a_cluster_yaml_that_is_none_names_the_way_to_search_here(folder: Path) -> None:
+    write(folder, {"data": {"dataset": "digits"}})
+    with pytest.raises(ClusterError, match=r"(?s)--cluster CLUSTER-FILE.*--local searches on this machine"):
+        chosen(folder)
 
 
 def test_a_search_says_where_it_runs_before_anything_else(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -133,7 +133,7 @@ def test_a_search_is_stopped_taken_up_again_and_comes_home_with_its_table(
 
     on_cluster(there, experiment, down=False)
     said = capsys.readouterr().out
-    assert "kdtune-mini-2 has finished" in said
+    assert f"kdtune-mini-{search.digest[:6]}-2 has finished" in said
     assert "Running entrypoint" not in said, "it was only fetched"
 
 

@@ -2,21 +2,24 @@
 
 import json
 import subprocess
+from contextlib import nullcontext
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
 import typer
 
 from kdtune.cli import main
-from kdtune.cli.remote import begun_before, detachable, is_here
-from kdtune.cluster import fetching
+from kdtune.cli.remote import begun_before, detachable, is_here, on_cluster
+from kdtune.cluster import fetching, remote
 from kdtune.cluster.fetching import FILES, fetch
 from kdtune.cluster.files import ClusterFile
+from kdtune.cluster.finding import There
 from kdtune.cluster.remembering import Remembered, find, local_folder, recall
 from kdtune.cluster.remote import Remote
 from kdtune.cluster.shipping import resolve
 from kdtune.errors import ClusterError, RunError
+from kdtune.experiment import Experiment
 from tests.conftest import MakeExperiment
 from tests.fake_head import FakeHead
 
@@ -47,10 +50,42 @@ def test_a_search_is_found_again_by_its_name_its_folder_or_as_the_only_open_one(
         find("thre")
 
 
-def test_a_damaged_note_says_so() -> None:
-    (remembered("one").folder / "cluster.json").write_text("{}")
+@pytest.mark.parametrize("content", ["{}", '{"name": "o', "[]", "\\udcff"])
+def test_a_damaged_note_says_so_and_hides_no_other(content: str, capsys: pytest.CaptureFixture[str]) -> None:
+    note = remembered("one").folder / "cluster.json"
+    note.write_text(content, errors="surrogateescape")
     with pytest.raises(ClusterError, match="was edited or damaged"):
         find("one")
+    with pytest.raises(ClusterError, match="was edited or damaged"):
+        find(None)
+    remembered("two", fetched=True)
+    assert find("two").name == "two"
+    with pytest.raises(SystemExit) as ended:
+        main(["status"])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert "one/cluster.json was edited or damaged" in said
+    assert "finished; results in" in said
+
+
+@pytest.mark.parametrize("storage", ["mine", "out/runs"])
+def test_a_search_with_a_storage_of_its_own_is_found_by_its_name_unless_two_have_it(
+    storage: str, make_experiment: MakeExperiment
+) -> None:
+    folder = local_folder(make_experiment({"storage": storage}))
+    mine = Remembered(folder, "tiny", Path("cluster.yaml"), "kdtune-tiny-1", "").write()
+    assert find("tiny") == mine
+    assert find(None) == mine
+    remembered("tiny")
+    with pytest.raises(ClusterError, match=f"several searches are called tiny: .*{folder}"):
+        find("tiny")
+    assert find(str(folder)) == mine
+
+
+def test_a_file_is_the_run_folder_of_no_search() -> None:
+    Path("experiment.yaml").touch()
+    with pytest.raises(ClusterError, match=r"no search 'experiment\.yaml' was begun"):
+        find("experiment.yaml")
 
 
 def test_results_come_to_the_storage_of_this_machine_or_to_runs(make_experiment: MakeExperiment) -> None:
@@ -76,7 +111,8 @@ def run_on(head: FakeHead, files: dict[str, str]) -> Path:
 
 
 WHOLE = {"summary.json": "{}", "student/student.safetensors": "new", "student/config.json": "{}",
-         "trials.jsonl": "", "experiment.yaml": "", "ray/huge": "x"}  # fmt: skip
+         "final/best.safetensors": "new", "final/0/state": "x", "trials.jsonl": "", "experiment.yaml": "",
+         "ray/huge": "x"}  # fmt: skip
 
 
 def test_results_replace_older_ones_and_nothing_else_comes_or_goes(head: FakeHead, folder: Path) -> None:
@@ -87,9 +123,10 @@ def test_results_replace_older_ones_and_nothing_else_comes_or_goes(head: FakeHea
     (here / "notes.txt").write_text("mine")
     fetch(head, "digits", here)
     assert sorted(path.name for path in here.iterdir()) == [
-        "experiment.yaml", "notes.txt", "student", "summary.json", "trials.jsonl",
+        "experiment.yaml", "final", "notes.txt", "student", "summary.json", "trials.jsonl",
     ]  # fmt: skip
     assert [path.name for path in sorted((here / "student").iterdir())] == ["config.json", "student.safetensors"]
+    assert [path.name for path in (here / "final").iterdir()] == ["best.safetensors"], "kdtune export reads it"
 
 
 def test_a_run_without_results_changes_nothing_here(head: FakeHead, folder: Path) -> None:
@@ -164,6 +201,48 @@ def test_ctrl_c_detaches_and_says_how_to_come_back(capsys: pytest.CaptureFixture
     said = capsys.readouterr().err
     for word in ("goes on", "kdtune attach one", "kdtune status one", "kdtune stop one", "not been taken down"):
         assert word in said
+
+
+class Submitting:
+    """A job server that has had no jobs, and to which submitting one ends in `error`."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error, self.submitted = error, list[str]()
+
+    def list_jobs(self) -> list[object]:
+        return []
+
+    def submit_job(self, *, submission_id: str, **others: object) -> str:
+        self.submitted.append(submission_id)
+        raise self.error
+
+
+def begin_at(server: Submitting, experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = ClusterFile(Path("cluster.yaml").resolve(), {"cluster_name": "c", "provider": {"type": "aws"}})
+    head: Any = None  # nobody asks it
+    monkeypatch.setattr(remote, "connected", lambda head, token: nullcontext(server))
+    on_cluster(There(cluster, head, "on a cluster of this test's"), experiment, down=False)
+
+
+def test_ctrl_c_while_the_search_is_submitted_leaves_it_known(
+    make_experiment: MakeExperiment, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server, experiment = Submitting(KeyboardInterrupt()), make_experiment({"storage": "runs"})
+    with pytest.raises(typer.Exit) as ended:
+        begin_at(server, experiment, monkeypatch)
+    assert ended.value.exit_code == 130
+    assert "kdtune status tiny" in capsys.readouterr().err
+    assert [find("tiny").job] == server.submitted
+
+
+def test_a_job_is_named_for_its_experiment_and_one_that_is_there_already_is_attached_to(
+    make_experiment: MakeExperiment, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = "Request failed with status code 400: ValueError: Job with submission_id x already exists. Please use."
+    server, experiment = Submitting(RuntimeError(taken)), make_experiment({"storage": "runs"})
+    with pytest.raises(ClusterError, match="the same `kdtune search` attaches to it"):
+        begin_at(server, experiment, monkeypatch)
+    assert server.submitted == [f"kdtune-tiny-{resolve(experiment, folder).digest[:6]}-1"]
 
 
 def test_status_tells_of_every_search_though_one_cluster_cannot_be_asked(capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,6 +35,15 @@ def folder(tmp_path: Path) -> Path:
         "runs/digits/summary.json": "",
         "photos/cat.jpeg": "",
         "models/teacher.pth": "weights",
+        "caches/a/00000.arrow": "",
+        "sub/copies/a/00000.arrow": "",
+        ".ssh/id_ed25519": "secret",
+        ".aws/credentials": "secret",
+        ".ray/auth_token": "secret",
+        ".kdtune/known_hosts": "",
+        ".env": "secret",
+        "sub/login.pem": "secret",
+        "sub/server.key": "secret",
     }
     for name, text in texts.items():
         (work / name).parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +60,8 @@ def shipped(experiment: Experiment, folder: Path) -> dict[str, bytes]:
 
 
 def test_only_what_a_cluster_has_a_use_for_is_shipped(folder: Path, make_experiment: MakeExperiment) -> None:
-    experiment = make_experiment({"storage": "runs"})
+    kept = {"storage": str(folder / "caches"), "copies": "sub/copies"}
+    experiment = make_experiment({"storage": "runs", "cache": kept})
     experiment = experiment.model_copy(
         update={"data": experiment.data.model_copy(update={"root": str(folder / "photos")})}
     )
@@ -59,6 +69,19 @@ def test_only_what_a_cluster_has_a_use_for_is_shipped(folder: Path, make_experim
         ".gitignore", ".rayignore", "nets.py", "sub/.gitignore", "sub/kept.txt", "sub/big/kept.txt",
         "models/teacher.pth", EXPERIMENT,
     }  # fmt: skip
+
+
+def test_what_a_repository_ignores_is_not_shipped_from_a_folder_inside_it(
+    folder: Path, make_experiment: MakeExperiment
+) -> None:
+    (folder / "nets.swp").touch()
+    (folder.parent / ".gitignore").write_text("*.swp\n/work/sub/\n")
+    assert "nets.swp" in shipped(make_experiment(), folder), "the working folder is a repository of its own"
+    (folder / ".git").rename(folder.parent / ".git")
+    assert {"nets.swp", "sub/kept.txt"}.isdisjoint(shipped(make_experiment(), folder))
+    assert "nets.py" in shipped(make_experiment(), folder)
+    (folder.parent / ".gitignore").write_text("/work/\n")
+    assert "nets.py" in shipped(make_experiment(), folder), "who searches from an ignored folder means what is in it"
 
 
 def test_the_same_content_gives_the_same_bytes_so_that_it_is_uploaded_once(
@@ -80,6 +103,16 @@ def test_a_checkpoint_inside_the_folder_stays_where_it_is_though_git_ignores_it(
     found = shipped(experiment, folder)
     assert found["models/teacher.pth"] == b"weights"
     assert yaml.safe_load(found[EXPERIMENT])["teacher"]["weights"] == "models/teacher.pth"
+
+
+def test_another_checkpoint_of_the_same_name_is_another_experiment(
+    folder: Path, make_experiment: MakeExperiment
+) -> None:
+    experiment = make_experiment({"teacher.weights": "models/teacher.pth"})
+    first = resolve(experiment, folder).digest
+    assert first == resolve(experiment, folder).digest
+    (folder / "models" / "teacher.pth").write_text("replaced")
+    assert resolve(experiment, folder).digest != first
 
 
 @pytest.mark.parametrize("relative", [True, False])

@@ -4,8 +4,8 @@ import asyncio
 import os
 import signal
 import threading
-from collections.abc import AsyncGenerator, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+from contextlib import contextmanager, nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from ray.job_submission import JobStatus
 
 from kdtune.cluster import jobs
-from kdtune.cluster.jobs import follow
+from kdtune.cluster.jobs import connected, follow
 from kdtune.cluster.ssh import UnreachableError
 from kdtune.errors import ClusterError
 
@@ -153,3 +153,63 @@ def test_whoever_stops_following_leaves_no_stream_open() -> None:
     next(stream)
     stream.close()
     assert server.closed
+
+
+class Answering(Version):
+    """A job server with one answer to all that concerns jobs."""
+
+    status, text = 200, ""
+
+    def do_GET(self) -> None:
+        if self.path == "/api/version":
+            super().do_GET()
+        else:
+            self.send_error(self.status, self.text)
+
+    def do_POST(self) -> None:
+        self.do_GET()
+
+
+@contextmanager
+def answering(status: int, text: str) -> Iterator[Any]:
+    """A client of such a server."""
+    handler = type("Handler", (Answering,), {"status": status, "text": text})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        head: Any = SimpleNamespace(tunnel=lambda: nullcontext(f"http://127.0.0.1:{server.server_port}"))
+        try:
+            with connected(head, None) as client:
+                yield client
+        finally:
+            server.shutdown()
+
+
+ASKING: list[Callable[[Any], object]] = [
+    lambda client: jobs.details(client, "job"),
+    lambda client: jobs.jobs_of(client, "any"),
+    lambda client: jobs.stop(client, "job"),
+]
+
+
+@pytest.mark.parametrize("ask", ASKING)
+def test_trouble_of_the_job_server_is_waited_out_and_a_refusal_is_not(ask: Callable[[Any], object]) -> None:
+    with pytest.raises(UnreachableError, match="503"), answering(503, "no agent yet, see line 404") as client:
+        ask(client)
+    with pytest.raises(ClusterError, match="400") as refused, answering(400, "not so") as client:
+        ask(client)
+    assert not isinstance(refused.value, UnreachableError)
+
+
+@pytest.mark.parametrize("ask", [jobs.details, jobs.stop])
+def test_a_job_that_the_cluster_does_not_know_did_not_begin_there(ask: Callable[[Any, str], object]) -> None:
+    with pytest.raises(ClusterError, match="no job kdtune-x-1: it did not begin"), answering(404, "none") as client:
+        ask(client, "kdtune-x-1")
+
+
+def test_a_following_tries_again_quickly_once_something_new_was_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    paused: list[float] = []
+    with scripted(Scripted([(0, True), (0, False), (5, True), (5, True)], chunk=5)):
+        monkeypatch.setattr(jobs, "PAUSE_S", 1.0)
+        monkeypatch.setattr("time.sleep", paused.append)
+        assert "".join(follow(HEAD, None, "job", lambda text: None)) == LOG
+    assert paused == [1.0, 2.0, 1.0, 2.0]

@@ -66,7 +66,16 @@ def on_cluster(there: "There", experiment: "Experiment", *, down: bool) -> None:
     if nodes is not None:
         place(experiment.resources, [Node(**node) for node in nodes])  # type: ignore[arg-type]  # count is whole
     remote = Remote(there.cluster, there.head)
-    search = remote.begin(experiment, Path.cwd(), lambda text: say("job", text))
+    try:
+        search = remote.begin(experiment, Path.cwd(), lambda text: say("job", text))
+    except KeyboardInterrupt:
+        typer.echo(
+            f"\nInterrupted before the search was watched; it goes on on the cluster if it has begun.\n"
+            f"  kdtune status {experiment.name}    tells whether it has\n"
+            f"  the same `kdtune search` begins it, or watches it",
+            err=True,
+        )
+        raise typer.Exit(130) from None
     see_through(remote, search, down=down)
 
 

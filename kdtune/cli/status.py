@@ -13,7 +13,10 @@ def status(name: Name = None) -> None:
     from kdtune.cluster.remembering import find, known
     from kdtune.errors import ClusterError
 
-    for search in [find(name)] if name else known() or [find(None)]:
+    searches, damaged = ([find(name)], {}) if name else known()
+    for error in damaged.values():
+        say("search", str(error))
+    for search in searches if searches or damaged else [find(None)]:
         say("search", f"{search.name} on the cluster of {search.cluster}, as {search.job}")
         try:
             for line in _state(search):

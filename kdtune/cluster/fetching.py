@@ -16,8 +16,9 @@ from kdtune.cluster.ssh import Head
 from kdtune.errors import ClusterError
 
 SUMMARY, STUDENT = "summary.json", "student"
+WINNER = "final/best.safetensors"  # what `kdtune export` reads
 # the summary last: where it is, everything is
-FILES = ("experiment.yaml", "materials.json", "trials.jsonl", "final.jsonl", "report.html", STUDENT, SUMMARY)
+FILES = ("experiment.yaml", "materials.json", "trials.jsonl", "final.jsonl", "report.html", WINNER, STUDENT, SUMMARY)
 PART = ".fetched.part"
 
 
@@ -56,4 +57,5 @@ def _replace(part: Path, file: str, folder: Path) -> None:
     target = folder / file
     if target.is_dir():
         target.rename(part / f"{file}.old")
+    target.parent.mkdir(exist_ok=True)
     (part / file).rename(target)

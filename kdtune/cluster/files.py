@@ -144,7 +144,7 @@ def read_cluster_file(path: Path) -> ClusterFile:
     if not isinstance(raw, dict) or "cluster_name" not in raw or "type" not in (raw.get("provider") or {}):
         raise ClusterError(
             f"{path}: is no cluster file of `ray up`: it has no cluster_name, or no provider with a type. An "
-            f"experiment goes first: kdtune search EXPERIMENT --cluster {path}"
+            f"experiment goes first: kdtune search EXPERIMENT --cluster CLUSTER-FILE"
         )
     if raw.get("docker"):
         raise ClusterError(

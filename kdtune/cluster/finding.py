@@ -8,6 +8,7 @@ ways on, and a search goes to this machine by itself only where no cluster can b
 """
 
 import importlib.util
+import re
 import socket
 import subprocess
 import sys
@@ -21,7 +22,8 @@ from kdtune.errors import ClusterError
 DEFAULT = "cluster.yaml"  # in the current folder
 PROVIDER_S = 90.0  # how long a provider may take to say which machines run
 ANSWER_S = 10.0
-NOT_FOUND = "not found"  # how Ray ends its word about a head that is not there
+NOT_FOUND = "not found"  # how Ray ends its word about a head that is not there, or that has not been set up
+NOT_SET_UP = re.compile(r"Head node \(.*\) is in state ([\w-]+)")  # what it says before that of the latter
 NEEDS = {"aws": "boto3", "gcp": "googleapiclient"}  # to ask the provider; `ray up` needs the same
 INSTALL = {"boto3": "boto3", "googleapiclient": "google-api-python-client"}
 
@@ -64,19 +66,20 @@ def choose(folder: Path, *, local: bool, cluster: Path | None, address: str | No
         return running(read_cluster_file(cluster), f"--cluster {cluster}")
     if not (folder / DEFAULT).exists():
         return Here(f"here, on this machine: there is no {DEFAULT} in this folder")
-    found = read_cluster_file(folder / DEFAULT)
-    if found.placeholders:
-        return Here(
-            f"here, on this machine: {DEFAULT} is still to be filled in ({', '.join(found.placeholders)}), so its "
-            f"cluster cannot be running"
-        )
     try:
+        found = read_cluster_file(folder / DEFAULT)
+        if found.placeholders:
+            return Here(
+                f"here, on this machine: {DEFAULT} is still to be filled in ({', '.join(found.placeholders)}), so its "
+                f"cluster cannot be running"
+            )
         return running(found, f"{DEFAULT} in this folder")
     except NotRunningError as error:
         return Here(f"here, on this machine: {error}; Ctrl-C stops this search")
     except ClusterError as error:
         raise ClusterError(
-            f"{error}\nSo whether the cluster of {DEFAULT} runs is not known. --local searches on this machine"
+            f"{error}\nNo search begins here by itself while the cluster of {DEFAULT} may be running. --local searches "
+            f"on this machine all the same"
         ) from error
 
 
@@ -140,6 +143,11 @@ def _ask_provider(cluster: ClusterFile) -> str | None:
     if done.returncode == 0 and last:
         return last
     if NOT_FOUND in last and "Head node" in last:
+        if state := NOT_SET_UP.search(done.stdout + done.stderr):
+            raise ClusterError(
+                f"the head of {cluster.name} is there, and costs, but has not been set up to its end ({state[1]}): "
+                f"`ray up {cluster.path.name}` again, or `ray down {cluster.path.name}`"
+            )
         return None
     raise ClusterError(f"{cluster.where} cannot be asked: {last or 'Ray said nothing'}")
 

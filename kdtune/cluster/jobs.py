@@ -1,6 +1,8 @@
 """A search as a Ray job: submitted to the head's job server, followed, stopped.
 
-    with connected(head, token) as client: job = submit(client, shipment, archive, nodes)
+    with connected(head, token) as client:
+        job = next_job(client, shipment)
+        submit(client, job, shipment, archive, nodes)
     for text in follow(head, token, job): print(text, end="")
 
 `follow` outlives the connection: a laptop that slept makes tunnel and stream anew, and goes on where it was.
@@ -9,6 +11,7 @@
 import asyncio
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
@@ -35,12 +38,17 @@ PATIENCE_S = 1800.0  # of trying to reach the head again; a sleeping laptop's cl
 PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 LEADING_ELSEWHERE = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")  # Ray prefers these to the address that it is given
 CHATTY = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env.packaging")
+REFUSED = re.compile(r"Request failed with status code (\d+)")  # how Ray's client begins what it says of all but 200
+TAKEN = "already exists"  # what the job server says of a submission id that it has had
 Tell = Callable[[str], None]
 
 
 @contextmanager
 def connected(head: Head, token: str | None) -> Iterator[JobSubmissionClient]:
-    """A client of the head's job server. Raises UnreachableError, or ClusterError where the token will not do."""
+    """A client of the head's job server. Raises UnreachableError, or ClusterError where the token will not do.
+
+    In the block too: UnreachableError where the server has trouble of its own, ClusterError where it refuses.
+    """
     for chatty in CHATTY:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     with head.tunnel() as address:
@@ -48,6 +56,18 @@ def connected(head: Head, token: str | None) -> Iterator[JobSubmissionClient]:
             yield _client(address, token)
         except requests.exceptions.RequestException as error:
             raise UnreachableError(f"the connection to the head's dashboard was lost: {error}") from error
+        except RuntimeError as error:
+            status = _status(error)
+            if status is None:
+                raise
+            kind = UnreachableError if status >= 500 else ClusterError
+            raise kind(f"the head's job server answers: {error}") from error
+
+
+def _status(error: RuntimeError) -> int | None:
+    """The HTTP status that Ray's client tells of, which has one type of error for all of them."""
+    found = REFUSED.match(str(error))
+    return int(found[1]) if found else None
 
 
 class NoRayError(UnreachableError):
@@ -96,21 +116,42 @@ def others_running(client: JobSubmissionClient, job: str) -> list[str]:
     ]
 
 
-def submit(client: JobSubmissionClient, shipment: Shipment, archive: Path, nodes: list[dict[str, float]] | None) -> str:
-    """Starts the search on the head; the name of its job. Packages that the cluster has already are not sent again."""
+def next_job(client: JobSubmissionClient, shipment: Shipment) -> str:
+    """The name of a job to come. A cluster that was started anew counts from 1 again, perhaps with another's search."""
     name = shipment.experiment.name
+    return f"kdtune-{name}-{shipment.digest[:6]}-{len(jobs_of(client, name)) + 1}"
+
+
+def submit(
+    client: JobSubmissionClient,
+    job: str,
+    shipment: Shipment,
+    archive: Path,
+    nodes: list[dict[str, float]] | None,
+) -> None:
+    """Starts the search on the head. Packages that the cluster has already are not sent again.
+
+    Raises ClusterError where the cluster has a job of that name: somebody began the same search a moment ago.
+    """
     environment = {**STOPPING, **({"KDTUNE_NODES": nodes_json(nodes)} if nodes is not None else {})}
-    return client.submit_job(
-        entrypoint=f"python -m kdtune search {EXPERIMENT} --address auto --shipped",
-        submission_id=f"kdtune-{name}-{len(jobs_of(client, name)) + 1}",
-        runtime_env={
-            "working_dir": str(archive),
-            "py_modules": [str(PACKAGE)],
-            "excludes": ["__pycache__"],
-            "env_vars": environment,
-        },
-        metadata={NAME: name, DIGEST: shipment.digest},
-    )
+    try:
+        client.submit_job(
+            entrypoint=f"python -m kdtune search {EXPERIMENT} --address auto --shipped",
+            submission_id=job,
+            runtime_env={
+                "working_dir": str(archive),
+                "py_modules": [str(PACKAGE)],
+                "excludes": ["__pycache__"],
+                "env_vars": environment,
+            },
+            metadata={NAME: shipment.experiment.name, DIGEST: shipment.digest},
+        )
+    except RuntimeError as error:
+        if _status(error) is None or TAKEN not in str(error):
+            raise
+        raise ClusterError(
+            f"the cluster has a job {job} already, begun a moment ago; the same `kdtune search` attaches to it"
+        ) from error
 
 
 def follow(head: Head, token: str | None, job: str, tell: Tell) -> Iterator[str]:
@@ -124,7 +165,7 @@ def follow(head: Head, token: str | None, job: str, tell: Tell) -> Iterator[str]
             with connected(head, token) as client:
                 if lost_since:
                     tell("connection is back")
-                    lost_since, pause = 0.0, PAUSE_S
+                    lost_since = 0.0
                 details(client, job)  # the stream of a job that is not known would break off again and again
                 position = 0
                 with closing(_tail(client, job)) as stream:
@@ -133,6 +174,7 @@ def follow(head: Head, token: str | None, job: str, tell: Tell) -> Iterator[str]
                         position += len(text)
                         seen = max(seen, position)
                         if fresh:
+                            pause = PAUSE_S
                             yield fresh
                 if details(client, job).status.is_terminal():
                     rest = client.get_job_logs(job)[seen:]  # a stream that was cut politely looks like its end
@@ -169,20 +211,21 @@ def _tail(client: JobSubmissionClient, job: str) -> Generator[str, None, None]:
 
 
 def details(client: JobSubmissionClient, job: str) -> JobDetails:
-    """Raises ClusterError where the cluster does not know the job: it was started anew since."""
+    """Raises ClusterError where the cluster does not know the job: it did not begin, or not on this cluster."""
     try:
         return client.get_job_info(job)
     except RuntimeError as error:
-        if "404" not in str(error):
+        if _status(error) != 404:
             raise
         raise ClusterError(
-            f"the cluster has no job {job}: it was started anew since. The same `kdtune search` resumes what its "
-            f"storage keeps"
+            f"the cluster has no job {job}: it did not begin, or the cluster was started anew since. The same `kdtune "
+            f"search` begins it, and resumes what its storage keeps"
         ) from error
 
 
 def stop(client: JobSubmissionClient, job: str) -> JobStatus:
     """Stops a job as Ctrl-C would, and waits until it has written down what a resumed run needs; how it ended."""
+    details(client, job)
     client.stop_job(job)
     deadline = time.monotonic() + STOP_S
     while time.monotonic() < deadline:

@@ -54,33 +54,57 @@ def local_folder(experiment: Experiment) -> Path:
 
 
 def recall(folder: Path) -> Remembered | None:
-    """What is remembered in a run folder."""
+    """What is remembered in a run folder. Raises ClusterError where that cannot be read."""
     try:
         raw = json.loads((folder / FILE).read_text())
-    except FileNotFoundError:
-        return None
-    try:
         return Remembered(folder, raw["name"], Path(raw["cluster"]), raw["job"], raw["digest"], raw["fetched"])
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except (KeyError, TypeError, ValueError) as error:
         raise ClusterError(f"{folder / FILE} was edited or damaged; remove it, and search again") from error
 
 
-def known() -> list[Remembered]:
-    """Every search of this folder that went to a cluster."""
-    return [found for file in sorted(RUNS.glob(f"*/{FILE}")) if (found := recall(file.parent)) is not None]
+def known() -> tuple[list[Remembered], dict[Path, ClusterError]]:
+    """Every search of the current folder that went to a cluster, and what is wrong with run folders that are damaged.
+
+    Run folders lie in an experiment's `storage`: looked for are those of one folder's name (runs) or two (out/runs).
+    """
+    found, damaged = list[Remembered](), dict[Path, ClusterError]()
+    here = Path()
+    for file in sorted([*here.glob(f"*/*/{FILE}"), *here.glob(f"*/*/*/{FILE}")]):
+        try:
+            search = recall(file.parent)
+        except ClusterError as error:
+            damaged[file.parent] = error
+        else:
+            found += [search] if search is not None else []
+    return found, damaged
 
 
 def find(name: str | None) -> Remembered:
     """By name or run folder; without one, the only one that has not been fetched, or the only one at all."""
-    searches = known()
-    if name is not None:
-        found = recall(RUNS / name) or recall(Path(name))
-        if found is None:
-            names = [one.name for one in searches]
-            raise ClusterError(
-                f"no search {name!r} was begun on a cluster from this folder.{_those(names)}" + nearest(name, names)
-            )
-        return found
+    searches, damaged = known()
+    if name is None:
+        return _only_one(searches, damaged)
+    found = [one for one in searches if one.name == name]
+    if len(found) > 1:
+        folders = ", ".join(str(one.folder) for one in found)
+        raise ClusterError(f"several searches are called {name}: give the run folder of one of them: {folders}")
+    for folder, error in damaged.items():
+        if not found and folder.name == name:
+            raise error
+    search = found[0] if found else recall(Path(name))
+    if search is None:
+        names = [one.name for one in searches]
+        raise ClusterError(
+            f"no search {name!r} was begun on a cluster from this folder.{_those(names)}" + nearest(name, names)
+        )
+    return search
+
+
+def _only_one(searches: list[Remembered], damaged: dict[Path, ClusterError]) -> Remembered:
+    if damaged and not searches:
+        raise next(iter(damaged.values()))
     open_ones = [one for one in searches if not one.fetched] or searches
     if len(open_ones) != 1:
         raise ClusterError(f"which search? Give its name.{_those([one.name for one in open_ones])}")
@@ -88,4 +112,4 @@ def find(name: str | None) -> Remembered:
 
 
 def _those(names: Sequence[str]) -> str:
-    return f" There are: {', '.join(names)}." if names else f" There are none in {RUNS.resolve()}."
+    return f" There are: {', '.join(names)}." if names else f" There are none in {Path.cwd()}."

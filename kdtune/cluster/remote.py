@@ -9,7 +9,7 @@ remote.bring_home(search)
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ray.dashboard.modules.job.pydantic_models import JobDetails
@@ -26,6 +26,7 @@ from kdtune.cluster.jobs import (
     details,
     follow,
     jobs_of,
+    next_job,
     nodes_alive,
     others_running,
     stop,
@@ -54,6 +55,7 @@ class Remote:
         """
         shipment = resolve(experiment, working_folder)
         folder = local_folder(experiment).resolve()
+        search = Remembered(folder, experiment.name, self.cluster.path, "", shipment.digest)
         if recall(folder) is None and (folder / "experiment.yaml").exists():
             raise ClusterError(
                 f"{folder} holds a run of this machine, which results from the cluster must not replace; choose "
@@ -62,10 +64,23 @@ class Remote:
         with connected(self.head, self.cluster.token()) as client:
             jobs = jobs_of(client, experiment.name)
             job = self._going_on(jobs[-1], shipment, tell) if jobs else None
-            if job is None:
-                self._wait_for_machines(client, tell)
-                job = self._submit(client, shipment, working_folder, tell, again=bool(jobs))
-        return Remembered(folder, experiment.name, self.cluster.path, job, shipment.digest).write()
+            if job is not None:
+                return replace(search, job=job).write()
+            self._wait_for_machines(client, tell)
+            search = replace(search, job=next_job(client, shipment))
+            size = self._submit(client, search, shipment, working_folder)
+        taken_up = "; it takes up what an earlier job has left" if jobs else ""
+        tell(f"shipped {working_folder} ({size / 1e6:,.1f} MB) as {search.job}{taken_up}")
+        return search
+
+    def _submit(self, client: JobSubmissionClient, search: Remembered, shipment: Shipment, folder: Path) -> int:
+        """The bytes of what was shipped."""
+        with tempfile.TemporaryDirectory() as temporary:
+            archive = Path(temporary) / "folder.zip"
+            pack(shipment, folder, archive)
+            search.write()  # before there is a job: whoever is interrupted meanwhile finds it if it began all the same
+            submit(client, search.job, shipment, archive, self.cluster.nodes())
+            return archive.stat().st_size
 
     def _going_on(self, last: JobDetails, shipment: Shipment, tell: Tell) -> str | None:
         """The last job of that name, if it still does, or has done, what is asked for."""
@@ -96,16 +111,6 @@ class Remote:
                 told = True
                 tell(f"waiting for machines to join: {there} of {expected} have")
             time.sleep(PAUSE_S)
-
-    def _submit(self, client: JobSubmissionClient, shipment: Shipment, folder: Path, tell: Tell, *, again: bool) -> str:
-        with tempfile.TemporaryDirectory() as temporary:
-            archive = Path(temporary) / "folder.zip"
-            pack(shipment, folder, archive)
-            job = submit(client, shipment, archive, self.cluster.nodes())
-            size = archive.stat().st_size / 1e6
-        taken_up = "; it takes up what an earlier job has left" if again else ""
-        tell(f"shipped {folder} ({size:,.1f} MB) as {job}{taken_up}")
-        return job
 
     def follow(self, search: Remembered, tell: Tell) -> Iterator[str]:
         """The log of the search to its end, whatever happens to the connection."""

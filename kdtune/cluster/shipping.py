@@ -3,9 +3,9 @@
     shipment = resolve(experiment, Path.cwd())
     pack(shipment, Path.cwd(), target)             # target: a .zip file, the working directory of the job
 
-Left out is what .gitignore and .rayignore name, and what a cluster has no use for: runs, data sets, virtual
-environments, .git, and kdtune itself, which travels as a module. The same content gives the same bytes, so that Ray
-uploads it once.
+Left out is what .gitignore (up to the top of the repository) and .rayignore name, what may hold a secret, and what a
+cluster has no use for: runs, caches, data sets, virtual environments, .git, and kdtune itself, which travels as a
+module. The same content gives the same bytes, so that Ray uploads it once.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE
@@ -29,8 +30,12 @@ LARGEST = DASHBOARD_CLIENT_MAX_SIZE  # bytes of an upload, compressed; Ray's job
 TOO_LARGE_TO_TRY = 10 * LARGEST  # no compression helps
 OURS = ".kdtune"  # in the shipped folder: the experiment, and checkpoints from elsewhere
 EXPERIMENT = f"{OURS}/experiment.yaml"
-IGNORE_FILES = (".gitignore", ".rayignore")
-NEVER = {".git", ".hg", ".svn", "__pycache__", OURS}
+GIT_IGNORE = ".gitignore"
+IGNORE_FILES = (GIT_IGNORE, ".rayignore")
+GIT = ".git"
+NEVER = {GIT, ".hg", ".svn", "__pycache__", OURS}
+SECRET = {".ssh", ".aws", ".ray", ".env"}  # keys and tokens, as of whoever searches from the home folder
+SECRET_ENDS = (".pem", ".key")
 ENVIRONMENT_MARKS = ("pyvenv.cfg", "conda-meta")  # what a virtual environment has at its top
 PACKAGE = Path(kdtune.__file__).parent
 EPOCH = (1980, 1, 1, 0, 0, 0)  # a zip archive's earliest date
@@ -48,10 +53,13 @@ class Shipment:
     def text(self) -> str:
         return dump(self.experiment)
 
-    @property
+    @cached_property
     def digest(self) -> str:
-        """Tells one experiment from another; a checkpoint from outside the working folder counts with its content."""
-        return hashlib.sha256(self.text.encode()).hexdigest()[:16]
+        """Tells one experiment from another; checkpoints that are shipped count with their content."""
+        hashing = hashlib.sha256(self.text.encode())
+        for name in sorted(self.weights):
+            hashing.update(_content(self.weights[name]))
+        return hashing.hexdigest()[:16]
 
 
 def check_data(experiment: Experiment) -> None:
@@ -100,22 +108,36 @@ def _too_large(folder: Path, size: int, sizes: dict[str, int]) -> ClusterError:
 
 
 def files_of(folder: Path, experiment: Experiment) -> Iterator[Path]:
-    """Every file of the working folder that is shipped."""
-    apart = {(folder / name).resolve() for name in ("runs", experiment.storage, experiment.data.root or "runs")}
-    yield from _walk(folder, [], apart | {PACKAGE.resolve()})
+    """Every file of the working folder, an absolute path, that is shipped."""
+    cache = experiment.cache
+    names = ("runs", experiment.storage, experiment.data.root, cache.storage, cache.copies)
+    apart = {(folder / name).resolve() for name in names if name is not None}
+    yield from _walk(folder, _rules_above(folder), apart | {PACKAGE.resolve()})
+
+
+def _rules_above(folder: Path) -> list[Ignored]:
+    """Those of the repository that a folder belongs to, save where they name the folder itself."""
+    upwards = [folder, *folder.parents]
+    top = next((depth for depth, one in enumerate(upwards) if (one / GIT).exists()), 0)
+    rules = [_rule(parent / GIT_IGNORE) for parent in upwards[1 : top + 1]]
+    return [rule for rule in rules if rule is not None and not rule(folder)]
 
 
 def _walk(folder: Path, ignored: list[Ignored], apart: set[Path]) -> Iterator[Path]:
     ignored = [*ignored, *(rule for name in IGNORE_FILES if (rule := _rule(folder / name)) is not None)]
     for entry in _entries(folder):
         path = Path(entry.path)
-        if entry.name in NEVER or path.resolve() in apart or any(rule(path) for rule in ignored):
+        if _never(entry.name) or path.resolve() in apart or any(rule(path) for rule in ignored):
             continue
         if entry.is_dir(follow_symlinks=False):
             if not any((path / mark).exists() for mark in ENVIRONMENT_MARKS):
                 yield from _walk(path, ignored, apart)
         elif entry.is_file():  # links to folders are left out: they lead to disks that stay here
             yield path
+
+
+def _never(name: str) -> bool:
+    return name in NEVER | SECRET or name.endswith(SECRET_ENDS)
 
 
 def _entries(folder: Path) -> "list[os.DirEntry[str]]":
@@ -174,6 +196,9 @@ def _place(given: str, path: Path, folder: Path) -> str:
     inside = Path(os.path.normpath(given))
     if not inside.is_absolute() and inside.parts[0] != "..":
         return str(inside)
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()[:8]
-    return f"{OURS}/weights/{digest}-{path.name}"
+    return f"{OURS}/weights/{_content(path).hex()[:8]}-{path.name}"
+
+
+def _content(file: Path) -> bytes:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").digest()
