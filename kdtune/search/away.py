@@ -122,13 +122,14 @@ def _begun(told: Any) -> Iterator[Any]:
     if not ray.wait([told], num_returns=1, timeout=ARRIVES_S)[0]:
         ray.cancel(told)
         raise RunError(NOBODY_COMES)
-    next(told)
     return iter(told)
 
 
 def _heard(told: Iterator[Any], watch: Progress) -> Any:
     for reference in told:
         name, given = ray.get(reference)
+        if name == BEGUN:
+            continue
         if name == DONE:
             return given[0]
         if name == FAILED:
