@@ -5,6 +5,7 @@ folder. `materials` are prepared once for the whole session: nothing may be writ
 """
 
 import hashlib
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,11 @@ LEFT_OUT = {
     "hosts": "`ray up` and searches on hosts that the tests make (minutes; Linux, root)",
 }
 WITH_RAY = ("test_end_to_end.py", "test_end_to_end_kinds.py")
+
+
+def pytest_configure() -> None:
+    """Ctrl-C is Ctrl-C, here and in what tests start: whatever runs in a shell's background ignores it otherwise."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

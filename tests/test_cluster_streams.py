@@ -138,7 +138,6 @@ class Silent:
 
 
 def test_ctrl_c_while_nothing_is_said_ends_the_waiting_at_once() -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in a shell's background ignores it otherwise
     server: Any = Silent()
     stream = jobs._tail(server, "job")
     assert next(stream) == "at work"
