@@ -11,7 +11,6 @@ batch of B images means the same however many processes share it.
 Gradients: everything that is gathered carries `count` times its gradient, which DDP's mean over processes takes back.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from inspect import signature
@@ -85,7 +84,8 @@ class Ranks:
         if self.count > 1 and running:
             flat = torch.cat([buffer.flatten() for buffer in running])
             dist.all_reduce(flat)
-            for buffer, mean in zip(running, torch.split(flat / self.count, _sizes(running)), strict=True):
+            sizes = [buffer.numel() for buffer in running]
+            for buffer, mean in zip(running, torch.split(flat / self.count, sizes), strict=True):
                 buffer.copy_(mean.view_as(buffer))
 
 
@@ -95,10 +95,6 @@ ALONE = Ranks()
 def joined() -> Ranks:
     """The processes of torch's default process group, which must be there. All of them must call it."""
     return Ranks(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo", timeout=PATIENCE))
-
-
-def _sizes(tensors: Sequence[Tensor]) -> list[int]:
-    return [tensor.numel() for tensor in tensors]
 
 
 class _Gather(torch.autograd.Function):

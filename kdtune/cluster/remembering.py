@@ -1,6 +1,6 @@
 """What this machine knows of a search on a cluster: `cluster.json` in its local run folder.
 
-    {"name": "digits", "cluster": "/home/me/cluster.yaml", "job": "kdtune-digits-1", "digest": "...", "fetched": true}
+    {"name": "digits", "cluster": "/home/me/cluster.yaml", "job": "kdtune-digits-1f0c9a-1", "digest": "1f0c9a...", ...}
 
 So a search is taken up again by name, from another terminal or after the laptop was restarted.
 """

@@ -99,7 +99,7 @@ def _confusion(tested: Tested, dataset: Dataset) -> list[list[int]] | None:
     count = len(dataset.classes)
     if count > MOST_CONFUSED:
         return None
-    pairs = dataset.test.labels * count + tested.predictions.cpu()
+    pairs = dataset.test.labels * count + tested.predictions
     table: list[list[int]] = torch.bincount(pairs, minlength=count * count).view(count, count).tolist()
     return table
 
@@ -143,7 +143,7 @@ def run_final(
 
 
 def _runs(waiting: list[Job], folder: Path, materials: Materials, slots: Slots) -> Iterator[tuple[Job, Ended]]:
-    """The jobs as they end, side by side. One whose process is lost is taken up by another, LOSSES times at most."""
+    """The jobs as they end, side by side. One whose process is lost is taken up by another."""
     held = {"num_cpus": slots.cpus, "num_gpus": slots.gpus} if slots.workers == 1 else {"num_cpus": 0}
     worker: Any = ray.remote(**held)(FinalWorker)
     shared = (ray.put(materials),)

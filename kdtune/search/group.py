@@ -50,7 +50,6 @@ class GroupTrial:
     def __init__(self, group: "Group", start: Start) -> None:
         self.group = group
         self.start = start
-        self.history: list[EpochRecord] = []
         self._begin(start)
 
     def _begin(self, start: Start) -> None:

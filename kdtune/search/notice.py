@@ -16,13 +16,8 @@ from kdtune.errors import CacheError, DataError, StorageError, WorkersLostError
 
 LOOK_EVERY_S = 1.0
 HOLD_S = 20.0
-OF_A_MACHINE = (
-    OSError,
-    CacheError,
-    DataError,
-    StorageError,
-    WorkersLostError,
-)  # what fails on one node and may do on another
+# What fails on one node and may do on another.
+OF_A_MACHINE = (OSError, CacheError, DataError, StorageError, WorkersLostError)
 
 _seen: tuple[float, frozenset[str]] = (float("-inf"), frozenset())
 

@@ -93,7 +93,7 @@ def workplace(materials: Any, slots: Slots) -> "Bench | Group":
 
 
 def whereabouts(place: "Bench | Group") -> tuple[tuple[str, ...], int]:
-    """The ids of the nodes at work besides this process's own, and how often their workers were lost."""
+    """Of a group, the ids of all nodes that it needs, and how often workers were lost; of a bench there is nothing."""
     return ((), 0) if isinstance(place, Bench) else place.whereabouts()
 
 
