@@ -17,6 +17,15 @@ class Stopper(Section):
     )
 
 
+class Budget(Section):
+    """When a search ends before its number of trials: running ones end with their epoch, and no other begins."""
+
+    epochs: int | None = Field(None, ge=1, description="Of all trials together.")
+    seconds: float | None = Field(None, gt=0, description="Of the search, that before an interruption included.")
+    gpu_hours: float | None = Field(None, gt=0, description="Held by trials while they trained.")
+    accuracy: float | None = Field(None, gt=0, le=1, description="On validation images, of a trial that ran in full.")
+
+
 # A distribution: `{uniform: [0.2, 0.99]}`, `{loguniform: [1, 20]}`, `{integer: [10, 30]}`, `{choice: [...]}`,
 # with `when: {path: value}` beside it. `space.parse` checks it; choices may hold values or distributions.
 Distribution = dict[str, object]
@@ -28,6 +37,8 @@ class Search(Section):
     trials: int = Field(60, ge=0, description="Configurations to try; 0 takes the file's own without a search.")
     sampler: Literal["hyperopt", "random"] = Field("hyperopt", description="HyperOpt's TPE, or random.")
     stopper: Stopper = Field(default_factory=Stopper, description="Which trials end early.")
+    budget: Budget = Field(default_factory=Budget, description="Ends the search early; null is no limit.")
+    keep: int = Field(1, ge=0, description="Best trials whose last state stays on disk.")
     seed: Seed = Field(0, description="Of the sampler, and of every trial's weights and image order.")
     space: dict[str, Distribution] = Field(
         default_factory=dict,

@@ -167,15 +167,15 @@ def _parse_choice(path: str, options: object, when: dict[str, tuple[object, ...]
     return [Parameter(label=path, path=path, kind="choice", options=tuple(values), when=when), *nested]
 
 
-def active(parameters: Sequence[Parameter], sample: Mapping[str, Any], base: Experiment) -> dict[str, Any]:
+def active(parameters: Sequence[Parameter], sample: Mapping[str, Any], base: Experiment | None) -> dict[str, Any]:
     """`{path: value}` of the parameters whose conditions hold; the rest of the sample means nothing.
 
-    `Any`: values are whatever the options of a choice are.
+    `base` answers conditions on paths that are not searched. `Any`: values are whatever the options of a choice are.
     """
     values: dict[str, Any] = {}
     for parameter in _conditions_first(parameters):
         if not all(
-            _same_any(values[path] if path in values else _plain(base, path), allowed)
+            _same_any(values[path] if path in values else base and _plain(base, path), allowed)
             for path, allowed in parameter.when.items()
         ):
             continue
@@ -205,6 +205,21 @@ def _conditions_first(parameters: Sequence[Parameter]) -> list[Parameter]:
         ordered += ready
         waiting = [parameter for parameter in waiting if parameter not in ready]
     return ordered
+
+
+def encoded(parameters: Sequence[Parameter], config: Mapping[str, Any]) -> dict[str, float]:
+    """The sample of a configuration, of the labels that are active in it: `active` the other way round.
+
+    A value that the space does not hold (of an earlier space, of a file) has no label.
+    """
+    codes: dict[str, float] = {}
+    for parameter in parameters:
+        code = parameter.encode(config[parameter.path]) if parameter.path in config else None
+        if parameter.option_of is None and code is not None:
+            codes[parameter.label] = code
+        elif parameter.option_of is not None and code is not None and parameter.option_of not in codes:
+            codes |= {parameter.option_of: parameter.option, parameter.label: code}
+    return codes
 
 
 def look_up(base: BaseModel, path: str) -> object:

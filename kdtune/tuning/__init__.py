@@ -1,0 +1,9 @@
+"""Tuning: who proposes configurations, who is stopped early, and what a search knows. No ray here.
+
+    study.py      Study: what to run next, whether it goes on; rebuilt from the records of a run
+    samplers.py   who proposes
+    stoppers.py   who is stopped
+
+A search asks its study and tells it of every epoch, in the order of the records. All that the study answers follows
+from the experiment and that order, so a search that was killed goes on as if it never had been.
+"""

@@ -1,0 +1,66 @@
+"""The study of an experiment: its sampler, its stopper, the points that it begins with."""
+
+from collections.abc import Callable, Sequence
+
+from kdtune.experiment import Experiment
+from kdtune.experiment.objective import TEXTBOOK
+from kdtune.experiment.space import Parameter, full_point, parse
+from kdtune.tuning.samplers import Random
+from kdtune.tuning.stoppers import Asha, Never
+from kdtune.tuning.study import Budget, Sampler, Stopper, Study
+
+SAMPLERS: dict[str, Callable[[Experiment, Sequence[Parameter]], Sampler]] = {
+    "hyperopt": lambda experiment, parameters: Random(parameters, experiment.search.seed),
+    "random": lambda experiment, parameters: Random(parameters, experiment.search.seed),
+}
+STOPPERS: dict[str, Callable[[Experiment], Stopper]] = {
+    "asha": lambda experiment: Asha(
+        experiment.grace_epochs, experiment.search.stopper.reduction_factor, experiment.train.epochs
+    ),
+    "none": lambda experiment: Never(),
+}
+
+
+def make_study(experiment: Experiment, *, gpus: float = 0.0) -> Study:
+    """A fresh study; `gpus` are those that a trial holds."""
+    search = experiment.search
+    parameters, _ = parse(search.space)
+    return Study(
+        parameters,
+        SAMPLERS[search.sampler](experiment, parameters),
+        STOPPERS[search.stopper.kind](experiment),
+        Budget(search.trials, **search.budget.model_dump()),
+        points=first_points(parameters, experiment),
+        base=experiment,
+        gpus=gpus,
+    )
+
+
+def first_points(parameters: Sequence[Parameter], experiment: Experiment) -> list[dict[str, float]]:
+    """Textbook KD where the space holds it, then the experiment's points, without repeats."""
+    points: list[dict[str, float]] = []
+    for point in (textbook_point(parameters), *experiment.search.points):
+        try:
+            full = full_point(parameters, point, experiment)
+        except ValueError:  # only textbook KD can lie outside: the experiment's points were checked on loading
+            continue
+        if full not in points:
+            points.append(full)
+    return points
+
+
+def textbook_point(parameters: Sequence[Parameter]) -> dict[str, object]:
+    """Textbook KD in the space's own paths: a schedule may be searched whole or field by field."""
+    point: dict[str, object] = {}
+    for parameter in parameters:
+        section, _, rest = parameter.path.partition(".")
+        name, _, part = rest.partition(".")
+        if section != "distill" or name not in TEXTBOOK:
+            continue
+        if part == "":
+            point[parameter.path] = TEXTBOOK[name]
+        elif part == "kind":
+            point[parameter.path] = "fixed"
+        elif part == "start":
+            point[parameter.path] = TEXTBOOK[name]
+    return point

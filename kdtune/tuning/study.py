@@ -1,0 +1,190 @@
+"""What a search knows, and what follows from it.
+
+    study = Study(parameters, sampler, stopper, Budget(trials=60))
+    study.replay(read_lines(folder / "trials.jsonl"))
+    seen = study.ask()                                  # a configuration to run, or None
+    ended = study.tell(seen.number, record, at=12.5)    # after every epoch
+
+A study is a function of the experiment and of what it was told, in that order: it keeps nothing on disk and needs no
+random state. `replay` tells it the lines of the records again.
+"""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from kdtune.experiment import Experiment
+from kdtune.experiment.space import Parameter, active, encoded
+from kdtune.records import EpochRecord
+
+Sample = Mapping[str, float]  # by label of a parameter; only of those that are active
+Status = Literal["waiting", "running", "complete", "stopped", "diverged", "failed"]
+DIVERGED = 0.0  # stands for the accuracy of a trial that diverged: as bad as can be, and a number
+
+
+@dataclass
+class Seen:
+    """A trial as samplers and stoppers know it."""
+
+    number: int
+    config: Mapping[str, Any]  # {path: value}
+    sample: Sample
+    values: list[float] = field(default_factory=list)  # validation accuracy of each epoch so far
+    status: Status = "waiting"
+
+    @property
+    def epoch(self) -> int:
+        return len(self.values)
+
+    @property
+    def ended(self) -> bool:
+        return self.status in ("complete", "stopped", "diverged", "failed")
+
+
+class Sampler(Protocol):
+    """Who proposes. A proposal is a function of the sampler's settings, the number and the trials, in any process."""
+
+    def propose(self, number: int, trials: Sequence[Seen]) -> Sample | None:
+        """A number for every label for the trial `number`, given all trials so far in order of their numbers, running
+        ones included; None where there is nothing left to propose."""
+        ...
+
+
+class Stopper(Protocol):
+    """Who ends trials early. What it remembers is what it was asked before."""
+
+    def judge(self, seen: Seen) -> bool:
+        """Whether the trial stops here; called once for each epoch of each trial, in the order of the records."""
+        ...
+
+
+@dataclass(frozen=True)
+class Budget:
+    """When no further trial is begun, and running ones end with their epoch."""
+
+    trials: int
+    epochs: int | None = None  # of all trials together
+    seconds: float | None = None
+    gpu_hours: float | None = None
+    accuracy: float | None = None  # on validation images, of a trial that ran in full
+
+
+class Study:
+    def __init__(
+        self,
+        parameters: Sequence[Parameter],
+        sampler: Sampler,
+        stopper: Stopper,
+        budget: Budget,
+        *,
+        points: Sequence[Sample] = (),
+        base: Experiment | None = None,
+        gpus: float = 0.0,
+    ) -> None:
+        """`points` come first; `base` answers conditions on what is not searched; `gpus` are those of a trial."""
+        self.parameters = parameters
+        self.sampler = sampler
+        self.stopper = stopper
+        self.budget = budget
+        self.points = points
+        self.base = base
+        self.gpus = gpus
+        self.trials: dict[int, Seen] = {}
+        self.epochs = 0
+        self.trial_seconds = 0.0  # of all trials, one beside another
+        self.best = 0.0  # of trials that ran in full
+        self.before = 0.0  # seconds of the search before this process
+        self.began = time.monotonic()
+        self.exhausted = False  # the sampler has nothing left
+
+    def replay(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """What the records say, told again. Trials that had not ended wait to be asked for."""
+        for line in lines:
+            number = int(line["trial"])
+            if number not in self.trials:
+                self._add(number, line["config"])
+            self.tell(number, EpochRecord.from_json(line))
+            self.before = max(self.before, line.get("at", 0.0))  # earlier versions did not say
+        for seen in self.trials.values():
+            if not seen.ended:
+                seen.status = "waiting"
+
+    @property
+    def seconds(self) -> float:
+        """That the search has taken, in all processes that worked at it one after the other."""
+        return self.before + time.monotonic() - self.began
+
+    def ask(self) -> Seen | None:
+        """What to run next; None where nothing is to be begun now."""
+        if self.spent is not None:
+            return None
+        waiting = min((n for n, seen in self.trials.items() if seen.status == "waiting"), default=None)
+        seen = self._proposed() if waiting is None else self.trials[waiting]
+        if seen is not None:
+            seen.status = "running"
+        return seen
+
+    def _proposed(self) -> Seen | None:
+        number = next(n for n in range(len(self.trials) + 1) if n not in self.trials)
+        if number >= self.budget.trials:
+            return None
+        if number < len(self.points):
+            sample: Sample | None = self.points[number]
+        else:
+            sample = self.sampler.propose(number, [self.trials[n] for n in sorted(self.trials)])
+        if sample is None:
+            self.exhausted = True
+            return None
+        return self._add(number, active(self.parameters, sample, self.base))
+
+    def _add(self, number: int, config: Mapping[str, Any]) -> Seen:
+        self.trials[number] = Seen(number, config, encoded(self.parameters, config))
+        return self.trials[number]
+
+    def tell(self, number: int, record: EpochRecord) -> bool:
+        """Whether the trial has ended. An epoch that is told again, by a trial that was taken up from before it,
+        changes nothing, unless the trial diverges there."""
+        seen = self.trials[number]
+        if self.is_news(number, record):
+            del seen.values[record.epoch - 1 :]
+            assert seen.epoch == record.epoch - 1, f"trial {number} skips to epoch {record.epoch}"
+            seen.values.append(DIVERGED if record.diverged else record.val_accuracy or 0.0)
+            self.epochs += 1
+            self.trial_seconds += record.seconds + record.waited
+            stopped = self.stopper.judge(seen)
+            if record.last:
+                seen.status = "diverged" if record.diverged else "complete"
+                if seen.status == "complete":
+                    self.best = max(self.best, seen.values[-1])
+            elif stopped:
+                seen.status = "stopped"
+        return seen.ended
+
+    def is_news(self, number: int, record: EpochRecord) -> bool:
+        seen = self.trials[number]
+        return not seen.ended and (record.epoch > seen.epoch or record.diverged)
+
+    def failed(self, number: int) -> None:
+        """The trial cannot be run."""
+        self.trials[number].status = "failed"
+
+    @property
+    def spent(self) -> str | None:
+        """The part of the budget that is used up, if any but the number of trials."""
+        budget = self.budget
+        limits = {
+            "epochs": (self.epochs, budget.epochs),
+            "seconds": (self.seconds, budget.seconds),
+            "gpu_hours": (self.trial_seconds * self.gpus / 3600, budget.gpu_hours),
+            "accuracy": (self.best, budget.accuracy),
+        }
+        return next((name for name, (used, limit) in limits.items() if limit is not None and used >= limit), None)
+
+    @property
+    def over(self) -> bool:
+        """Whether there is nothing more to run."""
+        if self.spent is not None:
+            return True
+        begun_all = self.exhausted or len(self.trials) >= self.budget.trials
+        return begun_all and all(seen.ended for seen in self.trials.values())
