@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from kdtune.errors import RunError
 from kdtune.experiment import Experiment
 from kdtune.experiment.space import Parameter, active, encoded
 from kdtune.records import EpochRecord
@@ -99,12 +100,19 @@ class Study:
         self.exhausted = False  # the sampler has nothing left
 
     def replay(self, lines: Iterable[Mapping[str, Any]]) -> None:
-        """What the records say, told again. Trials that had not ended wait to be asked for."""
-        for line in lines:
-            number = int(line["trial"])
-            if number not in self.trials:
-                self._add(number, line["config"])
-            self.tell(number, EpochRecord.from_json(line))
+        """What the records say, told again. Trials that had not ended wait to be asked for.
+
+        Raises RunError where an epoch is missing: no crash leaves that.
+        """
+        for count, line in enumerate(lines, start=1):
+            number, record = int(line["trial"]), EpochRecord.from_json(line)
+            seen = self.trials.get(number) or self._add(number, line["config"])
+            if record.epoch > seen.epoch + 1:
+                raise RunError(
+                    f"trials.jsonl, line {count} tells of epoch {record.epoch} of trial {line['trial']} after epoch "
+                    f"{seen.epoch}: the file was edited or damaged. Put it back, or choose another name"
+                )
+            self.tell(number, record)
             self.before = max(self.before, line.get("at", 0.0))  # earlier versions did not say
         for seen in self.trials.values():
             if not seen.ended:
@@ -148,7 +156,7 @@ class Study:
         seen = self.trials[number]
         if self.is_news(number, record):
             del seen.values[record.epoch - 1 :]
-            assert seen.epoch == record.epoch - 1, f"trial {number} skips to epoch {record.epoch}"
+            assert seen.epoch == record.epoch - 1
             seen.values.append(DIVERGED if record.diverged else record.val_accuracy or 0.0)
             self.epochs += 1
             self.trial_seconds += record.seconds + record.waited
@@ -182,9 +190,14 @@ class Study:
         return next((name for name, (used, limit) in limits.items() if limit is not None and used >= limit), None)
 
     @property
-    def over(self) -> bool:
-        """Whether there is nothing more to run."""
+    def closed(self) -> bool:
+        """Whether nothing more will be asked for."""
         if self.spent is not None:
             return True
         begun_all = self.exhausted or len(self.trials) >= self.budget.trials
-        return begun_all and all(seen.ended for seen in self.trials.values())
+        return begun_all and all(seen.status != "waiting" for seen in self.trials.values())
+
+    @property
+    def over(self) -> bool:
+        """Whether there is nothing more to run."""
+        return self.spent is not None or (self.closed and all(seen.ended for seen in self.trials.values()))
