@@ -184,6 +184,11 @@ def parse(raw: Mapping[str, Any], source: str = "experiment") -> Experiment:
             searching = {"search": assistant.search.model_dump()}
             found = space.check(searching) or _check_search(assistant)
             problems += [Problem(f"{path}.{one.path}", one.message) for one in found]
+            problems += [
+                Problem(f"{path}.search.space.{searched}", "the architecture of a teacher is what its section says")
+                for searched in assistant.search.space
+                if space.is_architecture(searched)
+            ]
     if problems or experiment is None:
         raise ExperimentError(source, list(dict.fromkeys(problems)))
     return experiment
@@ -195,6 +200,15 @@ def _check_search(experiment: Experiment) -> list[Problem]:
     problems = space.idle(parameters, experiment)
     if parameters and not experiment.search.trials:
         problems.append(Problem("search.trials", "is 0, but search.space is not empty; remove one of them"))
+    second = experiment.search.second_objective
+    if second is not None and not any(space.is_architecture(parameter.path) for parameter in parameters):
+        problems.append(
+            Problem(
+                "search.second_objective",
+                f"is {second}, which is the same for every trial: nothing in search.space changes the student. Add "
+                f"student.model: {{choice: [...]}} (or student.options.NAME) to it, or remove this field",
+            )
+        )
     try:
         for values in space.corners(parameters, experiment):
             try:

@@ -38,11 +38,20 @@ class Search(Section):
     sampler: Literal["hyperopt", "random"] = Field("hyperopt", description="HyperOpt's TPE, or random.")
     stopper: Stopper = Field(default_factory=Stopper, description="Which trials end early.")
     budget: Budget = Field(default_factory=Budget, description="Ends the search early; null is no limit.")
+    second_objective: Literal["parameters", "latency"] | None = Field(
+        None,
+        description="Weighed against accuracy where the space changes the student: fewer parameters, or fewer "
+        "milliseconds for one image. The best trial stays the most accurate one; the summary has the Pareto front.",
+    )
+    warm_start: tuple[str, ...] = Field(
+        (), description="Run folders of former searches, whose trials the sampler knows from the start."
+    )
     keep: int = Field(1, ge=0, description="Best trials whose last state stays on disk.")
     seed: Seed = Field(0, description="Of the sampler, and of every trial's weights and image order.")
     space: dict[str, Distribution] = Field(
         default_factory=dict,
-        description="Dotted path of a field of train or distill, or `teacher` -> its distribution.",
+        description="Dotted path of a field of train or distill, `teacher`, `student.model` or "
+        "`student.options.NAME` -> its distribution.",
     )
     points: list[dict[str, object]] = Field(
         default_factory=list, description="Configurations tried first, after textbook KD."

@@ -7,7 +7,7 @@ from kdtune.experiment.objective import TEXTBOOK
 from kdtune.experiment.space import Parameter, full_point, parse
 from kdtune.tuning.samplers import Random
 from kdtune.tuning.stoppers import Asha, Never
-from kdtune.tuning.study import Budget, Sampler, Stopper, Study
+from kdtune.tuning.study import Budget, Sampler, Seen, Stopper, Study
 
 SAMPLERS: dict[str, Callable[[Experiment, Sequence[Parameter]], Sampler]] = {
     "hyperopt": lambda experiment, parameters: Random(parameters, experiment.search.seed),
@@ -21,8 +21,8 @@ STOPPERS: dict[str, Callable[[Experiment], Stopper]] = {
 }
 
 
-def make_study(experiment: Experiment, *, gpus: float = 0.0) -> Study:
-    """A fresh study; `gpus` are those that a trial holds."""
+def make_study(experiment: Experiment, *, gpus: float = 0.0, known: Sequence[Seen] = ()) -> Study:
+    """A fresh study; `gpus` are those that a trial holds, `known` the trials of former searches."""
     search = experiment.search
     parameters, _ = parse(search.space)
     return Study(
@@ -31,6 +31,7 @@ def make_study(experiment: Experiment, *, gpus: float = 0.0) -> Study:
         STOPPERS[search.stopper.kind](experiment),
         Budget(search.trials, **search.budget.model_dump()),
         points=first_points(parameters, experiment),
+        known=known,
         base=experiment,
         gpus=gpus,
     )

@@ -32,6 +32,8 @@ class Seen:
     sample: Sample
     values: list[float] = field(default_factory=list)  # validation accuracy of each epoch so far
     status: Status = "waiting"
+    cost: float | None = None  # in the unit of `search.second_objective`
+    run: str | None = None  # a former search, whose accuracies are on a scale of their own; None is this one
 
     @property
     def epoch(self) -> int:
@@ -47,7 +49,8 @@ class Sampler(Protocol):
 
     def propose(self, number: int, trials: Sequence[Seen]) -> Sample | None:
         """A number for every label for the trial `number`, given all trials so far in order of their numbers, running
-        ones included; None where there is nothing left to propose."""
+        ones included, and before them those of former searches (`Seen.run`); None where there is nothing left to
+        propose."""
         ...
 
 
@@ -79,15 +82,18 @@ class Study:
         budget: Budget,
         *,
         points: Sequence[Sample] = (),
+        known: Sequence[Seen] = (),
         base: Experiment | None = None,
         gpus: float = 0.0,
     ) -> None:
-        """`points` come first; `base` answers conditions on what is not searched; `gpus` are those of a trial."""
+        """`points` come first; `known` are trials of former searches, numbered below 0; `base` answers conditions on
+        what is not searched; `gpus` are those of a trial."""
         self.parameters = parameters
         self.sampler = sampler
         self.stopper = stopper
         self.budget = budget
         self.points = points
+        self.known = known
         self.base = base
         self.gpus = gpus
         self.trials: dict[int, Seen] = {}
@@ -104,7 +110,7 @@ class Study:
             number = int(line["trial"])
             if number not in self.trials:
                 self._add(number, line["config"])
-            self.tell(number, EpochRecord.from_json(line))
+            self.tell(number, EpochRecord.from_json(line), line.get("cost"))
             self.before = max(self.before, line.get("at", 0.0))  # earlier versions did not say
         for seen in self.trials.values():
             if not seen.ended:
@@ -132,7 +138,7 @@ class Study:
         if number < len(self.points):
             sample: Sample | None = self.points[number]
         else:
-            sample = self.sampler.propose(number, [self.trials[n] for n in sorted(self.trials)])
+            sample = self.sampler.propose(number, [*self.known, *(self.trials[n] for n in sorted(self.trials))])
         if sample is None:
             self.exhausted = True
             return None
@@ -142,10 +148,12 @@ class Study:
         self.trials[number] = Seen(number, config, encoded(self.parameters, config))
         return self.trials[number]
 
-    def tell(self, number: int, record: EpochRecord) -> bool:
+    def tell(self, number: int, record: EpochRecord, cost: float | None = None) -> bool:
         """Whether the trial has ended. An epoch that is told again, by a trial that was taken up from before it,
-        changes nothing, unless the trial diverges there."""
+        changes nothing, unless the trial diverges there. `cost` is the student's, measured once a trial."""
         seen = self.trials[number]
+        if cost is not None and seen.cost is None:
+            seen.cost = cost
         if self.is_news(number, record):
             del seen.values[record.epoch - 1 :]
             assert seen.epoch == record.epoch - 1, f"trial {number} skips to epoch {record.epoch}"
