@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from kdtune.errors import RunError
 from kdtune.experiment import Experiment
 from kdtune.experiment.space import Parameter, active, encoded
 from kdtune.records import EpochRecord
@@ -55,7 +56,8 @@ class Stopper(Protocol):
     """Who ends trials early. What it remembers is what it was asked before."""
 
     def judge(self, seen: Seen) -> bool:
-        """Whether the trial stops here; called once for each epoch of each trial, in the order of the records."""
+        """Whether the trial stops here; called once for each epoch of each trial, in the order of the records. The
+        status says already that a trial is complete or has diverged, where what is answered changes nothing."""
         ...
 
 
@@ -99,12 +101,20 @@ class Study:
         self.exhausted = False  # the sampler has nothing left
 
     def replay(self, lines: Iterable[Mapping[str, Any]]) -> None:
-        """What the records say, told again. Trials that had not ended wait to be asked for."""
-        for line in lines:
-            number = int(line["trial"])
-            if number not in self.trials:
-                self._add(number, line["config"])
-            self.tell(number, EpochRecord.from_json(line))
+        """What the records say, told again. Trials that had not ended wait to be asked for.
+
+        Raises RunError where a line is no epoch of a trial, or leaves epochs out.
+        """
+        for k, line in enumerate(lines, start=1):
+            try:
+                number, config, record = int(line["trial"]), dict(line["config"]), EpochRecord.from_json(line)
+                if number not in self.trials:
+                    self._add(number, config)
+                if record.epoch > self.trials[number].epoch + 1:
+                    raise ValueError(f"trial {number} skips to epoch {record.epoch}")
+            except (KeyError, TypeError, AttributeError, ValueError) as error:
+                raise RunError(f"line {k} of trials.jsonl is no epoch of a trial: it was edited or damaged") from error
+            self.tell(number, record)
             self.before = max(self.before, line.get("at", 0.0))  # earlier versions did not say
         for seen in self.trials.values():
             if not seen.ended:
@@ -152,13 +162,12 @@ class Study:
             seen.values.append(DIVERGED if record.diverged else record.val_accuracy or 0.0)
             self.epochs += 1
             self.trial_seconds += record.seconds + record.waited
-            stopped = self.stopper.judge(seen)
             if record.last:
                 seen.status = "diverged" if record.diverged else "complete"
-                if seen.status == "complete":
-                    self.best = max(self.best, seen.values[-1])
-            elif stopped:
+            if self.stopper.judge(seen) and not record.last:
                 seen.status = "stopped"
+            if seen.status == "complete":
+                self.best = max(self.best, seen.values[-1])
         return seen.ended
 
     def is_news(self, number: int, record: EpochRecord) -> bool:
