@@ -80,7 +80,7 @@ def test_with_one_worker_a_search_killed_at_any_epoch_is_the_search_that_never_w
     ids=["no epoch", "no number", "no configuration", "no terms", "epochs left out"],
 )
 def test_records_that_are_none_are_refused_by_their_line(damaged: Line) -> None:
-    with pytest.raises(RunError, match=r"line 2 of trials\.jsonl .* edited or damaged"):
+    with pytest.raises(RunError, match=r"trials\.jsonl, line 2 .* edited or damaged"):
         new_study().replay([line(0, {}, record(1)), damaged])
 
 

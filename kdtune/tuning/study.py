@@ -21,6 +21,7 @@ from kdtune.records import EpochRecord
 
 Sample = Mapping[str, float]  # by label of a parameter; only of those that are active
 Status = Literal["waiting", "running", "complete", "stopped", "diverged", "failed"]
+DAMAGED = "the file was edited or damaged. Put it back, or choose another name"
 DIVERGED = 0.0  # stands for the accuracy of a trial that diverged: as bad as can be, and a number
 
 
@@ -103,17 +104,19 @@ class Study:
     def replay(self, lines: Iterable[Mapping[str, Any]]) -> None:
         """What the records say, told again. Trials that had not ended wait to be asked for.
 
-        Raises RunError where a line is no epoch of a trial, or leaves epochs out.
+        Raises RunError where a line is no epoch of a trial, or an epoch is missing: no crash leaves that.
         """
-        for k, line in enumerate(lines, start=1):
+        for count, line in enumerate(lines, start=1):
             try:
                 number, config, record = int(line["trial"]), dict(line["config"]), EpochRecord.from_json(line)
-                if number not in self.trials:
-                    self._add(number, config)
-                if record.epoch > self.trials[number].epoch + 1:
-                    raise ValueError(f"trial {number} skips to epoch {record.epoch}")
             except (KeyError, TypeError, AttributeError, ValueError) as error:
-                raise RunError(f"line {k} of trials.jsonl is no epoch of a trial: it was edited or damaged") from error
+                raise RunError(f"trials.jsonl, line {count} is no epoch of a trial: {DAMAGED}") from error
+            seen = self.trials.get(number) or self._add(number, config)
+            if record.epoch > seen.epoch + 1:
+                raise RunError(
+                    f"trials.jsonl, line {count} tells of epoch {record.epoch} of trial {line['trial']} after epoch "
+                    f"{seen.epoch}: {DAMAGED}"
+                )
             self.tell(number, record)
             self.before = max(self.before, line.get("at", 0.0))  # earlier versions did not say
         for seen in self.trials.values():
@@ -158,7 +161,7 @@ class Study:
         seen = self.trials[number]
         if self.is_news(number, record):
             del seen.values[record.epoch - 1 :]
-            assert seen.epoch == record.epoch - 1, f"trial {number} skips to epoch {record.epoch}"
+            assert seen.epoch == record.epoch - 1
             seen.values.append(DIVERGED if record.diverged else record.val_accuracy or 0.0)
             self.epochs += 1
             self.trial_seconds += record.seconds + record.waited
@@ -191,9 +194,14 @@ class Study:
         return next((name for name, (used, limit) in limits.items() if limit is not None and used >= limit), None)
 
     @property
-    def over(self) -> bool:
-        """Whether there is nothing more to run."""
+    def closed(self) -> bool:
+        """Whether nothing more will be asked for."""
         if self.spent is not None:
             return True
         begun_all = self.exhausted or len(self.trials) >= self.budget.trials
-        return begun_all and all(seen.ended for seen in self.trials.values())
+        return begun_all and all(seen.status != "waiting" for seen in self.trials.values())
+
+    @property
+    def over(self) -> bool:
+        """Whether there is nothing more to run."""
+        return self.spent is not None or (self.closed and all(seen.ended for seen in self.trials.values()))
