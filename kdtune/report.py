@@ -81,8 +81,11 @@ def summarise(
 
 def _retried(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Of the final stage, by name and seed."""
-    lost = [(f"{line['name']}, seed {line['seed']}", line["lost"]) for line in lines if line.get("lost")]
-    return [{"trial": run, "times": times, "error": "its process or workers were lost"} for run, times in lost]
+    return [
+        {"trial": f"{line['name']}, seed {line['seed']}", "times": line["lost"], "error": line["error"]}
+        for line in lines
+        if line.get("lost")
+    ]
 
 
 def _confusion(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def test_a_node_with_notice_has_its_trial_saved_and_taken_up_elsewhere(tmp_path:
         search.wait_until(lambda: beyond(nodes, 3) and len(nodes.processes()) == 2)
         leaving = nodes.node_of(nodes.processes()[0])
         nodes.give_notice(leaving, seconds=60)
-        search.wait_until(lambda: bool(list((nodes.run / "ray").rglob("trial.pt"))))
+        search.wait_until(lambda: bool(list((nodes.run / "states").glob("*.pt"))))
         nodes.cluster.remove_node(leaving, allow_graceful=False)
         search.wait_for("was lost after epoch")
         search.end()

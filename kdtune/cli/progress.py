@@ -30,9 +30,18 @@ if TYPE_CHECKING:
     from kdtune.search.board import Board, Row
 
 PATIENCE = 1.5  # seconds of reading files that pass without a word
+FRAMES = 6  # a second, of the live table
 SHOWN_ROWS = 10
 SHOWN_CHANGES = 3
-STYLES = {"running": "cyan", "complete": "green", "stopped": "dim", "diverged": "red", "failed": "red"}
+STYLES = {
+    "waiting": "dim",
+    "running": "cyan",
+    "complete": "green",
+    "stopped": "dim",
+    "diverged": "red",
+    "failed": "red",
+}
+ENDED = ("complete", "stopped", "diverged", "failed")
 
 
 class Lines:
@@ -117,26 +126,31 @@ class Lines:
         self.say(f"assistant {name}: a search of its own, taught by {experiment.teacher_name}")
 
     def search_resumed(self, board: "Board") -> None:
-        self._reported = {row.trial for row in board.rows.values() if row.status != "running"}
+        self._reported = {row.trial for row in board.rows.values() if row.status in ENDED}
         self._retries = {row.trial: row.retries for row in board.rows.values()}
         self.say(f"search    taken up again with {board.ended} of {board.trials} trials done")
 
     def search_progress(self, board: "Board") -> None:
-        self.say_retries(board)
-        for row in board.rows.values():
-            if row.status != "running" and row.trial not in self._reported:
-                self._reported.add(row.trial)
-                self.say(
-                    f"trial {row.trial} {row.status:<8} epoch {row.epoch}/{board.epochs}, "
-                    f"{row.val_accuracy:.2%}; {headline(board)}"
-                )
-                self.say_failure(row)
+        row = board.changed
+        if row is None:
+            return
+        self.say_retries(row)
+        if row.status in ENDED and row.trial not in self._reported:
+            self._reported.add(row.trial)
+            self.say(
+                f"trial {row.trial} {row.status:<8} epoch {row.epoch}/{board.epochs}, "
+                f"{row.val_accuracy:.2%}; {headline(board)}"
+            )
+            self.say_failure(row)
 
-    def say_retries(self, board: "Board") -> None:
-        for row in board.rows.values():
-            if row.retries > self._retries.get(row.trial, 0):
-                self._retries[row.trial] = row.retries
-                self.say(f"trial {row.trial} was lost after epoch {row.epoch} and is taken up again: {row.error}")
+    def search_ended(self, board: "Board") -> None:
+        spent = f"; search.budget.{board.spent} is reached" if board.spent else ""
+        self.say(f"search    {headline(board)}{spent}")
+
+    def say_retries(self, row: "Row") -> None:
+        if row.retries > self._retries.get(row.trial, 0):
+            self._retries[row.trial] = row.retries
+            self.say(f"trial {row.trial} was lost after epoch {row.epoch} and is taken up again: {row.error}")
 
     def say_failure(self, row: "Row") -> None:
         if row.status == "failed":
@@ -153,7 +167,8 @@ class Terminal(Lines):
 
     def __init__(self) -> None:
         super().__init__()
-        self.live = Live(console=self.console, refresh_per_second=6, transient=True)
+        self._drawn = 0.0  # when the table of trials was
+        self.live = Live(console=self.console, refresh_per_second=FRAMES, transient=True)
 
     def files_read(self, done: int, total: int) -> None:
         super().files_read(done, total)
@@ -184,14 +199,15 @@ class Terminal(Lines):
         self.live.update(Text("getting ready ..."))
 
     def search_progress(self, board: "Board") -> None:
-        self.live.update(board_table(board))
-        self.say_retries(board)
-        for row in board.rows.values():
+        row, now = board.changed, time.monotonic()
+        if row is not None:
+            self.say_retries(row)
             if row.status == "failed" and row.trial not in self._reported:
                 self._reported.add(row.trial)
                 self.say_failure(row)
-        if board.ended == board.trials:
-            self.say(f"search    {headline(board)}")
+        if now - self._drawn > 1 / FRAMES:  # a large search has more results than anybody can see
+            self._drawn = now
+            self.live.update(board_table(board))
 
     def final_progress(self, done: int, total: int) -> None:
         self.live.update(_bar(f"final stage: {done}/{total} runs", done, total))
@@ -245,7 +261,7 @@ def headline(board: "Board") -> str:
         + (f", {failed} failed or diverged" if failed else "")
         + f", {best}"
         + (f", cache {there}/{views} columns" if there < views else "")
-        + (f", about {duration(left)} left" if left and board.ended < board.trials else "")
+        + (f", about {duration(left)} left" if left and board.ended < board.trials and not board.spent else "")
     )
 
 

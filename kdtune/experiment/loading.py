@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from kdtune.errors import ExperimentError, Problem, nearest
 from kdtune.experiment import chain, space
 from kdtune.experiment.models import Experiment
+from kdtune.experiment.stopping import readable
 from kdtune.experiment.values import ROW_SECTIONS, plain, row, with_values
 from kdtune.experiment.wording import problem, short
 
@@ -141,6 +142,9 @@ def _override(raw: dict[str, Any], override: str) -> None:
             here[part] = inner
         here = inner
     here[parts[-1]] = value
+    if parts[-2:] == ["stopper", "kind"]:  # another kind has no use for the fields of the one before
+        for name in here.keys() - readable(here).keys():
+            del here[name]
 
 
 def _keys(parts: list[str]) -> list[str]:

@@ -5,16 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from kdtune.experiment.section import Section, Seed
-
-
-class Stopper(Section):
-    """Which trials end early."""
-
-    kind: Literal["asha", "none"] = Field("asha", description="Asynchronous successive halving, or never.")
-    reduction_factor: float = Field(3, gt=1, description="ASHA keeps the best 1/factor at each rung.")
-    grace_epochs: int | None = Field(
-        None, ge=1, description="No trial stops before; null is a tenth of the run, at least 1."
-    )
+from kdtune.experiment.stopping import Stopper
 
 
 class Budget(Section):

@@ -2,7 +2,8 @@
 
     study.py      Study: what to run next, whether it goes on; rebuilt from the records of a run
     samplers.py   who proposes
-    stoppers.py   who is stopped
+    stoppers.py   who is stopped (rungs.py, brackets.py: at which epochs)
+    fidelity.py   whether that was safe
     pareto.py     accuracy against a cost
     warm.py       trials of former searches
 

@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 from kdtune.experiment import Experiment
 from kdtune.experiment.objective import TEXTBOOK
 from kdtune.experiment.space import Parameter, full_point, parse
+from kdtune.tuning.rungs import brackets_of_search, longest_grace
 from kdtune.tuning.samplers import Random
-from kdtune.tuning.stoppers import Asha, Never
+from kdtune.tuning.stoppers import Asha, Median, Never
 from kdtune.tuning.study import Budget, Sampler, Seen, Stopper, Study
 
 SAMPLERS: dict[str, Callable[[Experiment, Sequence[Parameter]], Sampler]] = {
@@ -14,9 +15,9 @@ SAMPLERS: dict[str, Callable[[Experiment, Sequence[Parameter]], Sampler]] = {
     "random": lambda experiment, parameters: Random(parameters, experiment.search.seed),
 }
 STOPPERS: dict[str, Callable[[Experiment], Stopper]] = {
-    "asha": lambda experiment: Asha(
-        experiment.grace_epochs, experiment.search.stopper.reduction_factor, experiment.train.epochs
-    ),
+    "asha": lambda experiment: _asha(experiment),
+    "hyperband": lambda experiment: _asha(experiment),
+    "median": lambda experiment: Median(longest_grace(experiment)),
     "none": lambda experiment: Never(),
 }
 
@@ -35,6 +36,11 @@ def make_study(experiment: Experiment, *, gpus: float = 0.0, known: Sequence[See
         base=experiment,
         gpus=gpus,
     )
+
+
+def _asha(experiment: Experiment) -> Asha:
+    brackets, dealt = brackets_of_search(experiment)
+    return Asha(brackets, experiment.search.stopper.reduction_factor, shares=dealt, seed=experiment.search.seed)
 
 
 def first_points(parameters: Sequence[Parameter], experiment: Experiment) -> list[dict[str, float]]:

@@ -14,12 +14,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from kdtune.errors import RunError
 from kdtune.experiment import Experiment
 from kdtune.experiment.space import Parameter, active, encoded
 from kdtune.records import EpochRecord
 
 Sample = Mapping[str, float]  # by label of a parameter; only of those that are active
 Status = Literal["waiting", "running", "complete", "stopped", "diverged", "failed"]
+DAMAGED = "the file was edited or damaged. Put it back, or choose another name"
 DIVERGED = 0.0  # stands for the accuracy of a trial that diverged: as bad as can be, and a number
 
 
@@ -58,7 +60,8 @@ class Stopper(Protocol):
     """Who ends trials early. What it remembers is what it was asked before."""
 
     def judge(self, seen: Seen) -> bool:
-        """Whether the trial stops here; called once for each epoch of each trial, in the order of the records."""
+        """Whether the trial stops here; called once for each epoch of each trial, in the order of the records. The
+        status says already that a trial is complete or has diverged, where what is answered changes nothing."""
         ...
 
 
@@ -105,12 +108,22 @@ class Study:
         self.exhausted = False  # the sampler has nothing left
 
     def replay(self, lines: Iterable[Mapping[str, Any]]) -> None:
-        """What the records say, told again. Trials that had not ended wait to be asked for."""
-        for line in lines:
-            number = int(line["trial"])
-            if number not in self.trials:
-                self._add(number, line["config"])
-            self.tell(number, EpochRecord.from_json(line), line.get("cost"))
+        """What the records say, told again. Trials that had not ended wait to be asked for.
+
+        Raises RunError where a line is no epoch of a trial, or an epoch is missing: no crash leaves that.
+        """
+        for count, line in enumerate(lines, start=1):
+            try:
+                number, config, record = int(line["trial"]), dict(line["config"]), EpochRecord.from_json(line)
+            except (KeyError, TypeError, AttributeError, ValueError) as error:
+                raise RunError(f"trials.jsonl, line {count} is no epoch of a trial: {DAMAGED}") from error
+            seen = self.trials.get(number) or self._add(number, config)
+            if record.epoch > seen.epoch + 1:
+                raise RunError(
+                    f"trials.jsonl, line {count} tells of epoch {record.epoch} of trial {line['trial']} after epoch "
+                    f"{seen.epoch}: {DAMAGED}"
+                )
+            self.tell(number, record, line.get("cost"))
             self.before = max(self.before, line.get("at", 0.0))  # earlier versions did not say
         for seen in self.trials.values():
             if not seen.ended:
@@ -156,17 +169,16 @@ class Study:
             seen.cost = cost
         if self.is_news(number, record):
             del seen.values[record.epoch - 1 :]
-            assert seen.epoch == record.epoch - 1, f"trial {number} skips to epoch {record.epoch}"
+            assert seen.epoch == record.epoch - 1
             seen.values.append(DIVERGED if record.diverged else record.val_accuracy or 0.0)
             self.epochs += 1
             self.trial_seconds += record.seconds + record.waited
-            stopped = self.stopper.judge(seen)
             if record.last:
                 seen.status = "diverged" if record.diverged else "complete"
-                if seen.status == "complete":
-                    self.best = max(self.best, seen.values[-1])
-            elif stopped:
+            if self.stopper.judge(seen) and not record.last:
                 seen.status = "stopped"
+            if seen.status == "complete":
+                self.best = max(self.best, seen.values[-1])
         return seen.ended
 
     def is_news(self, number: int, record: EpochRecord) -> bool:
@@ -190,9 +202,14 @@ class Study:
         return next((name for name, (used, limit) in limits.items() if limit is not None and used >= limit), None)
 
     @property
-    def over(self) -> bool:
-        """Whether there is nothing more to run."""
+    def closed(self) -> bool:
+        """Whether nothing more will be asked for."""
         if self.spent is not None:
             return True
         begun_all = self.exhausted or len(self.trials) >= self.budget.trials
-        return begun_all and all(seen.ended for seen in self.trials.values())
+        return begun_all and all(seen.status != "waiting" for seen in self.trials.values())
+
+    @property
+    def over(self) -> bool:
+        """Whether there is nothing more to run."""
+        return self.spent is not None or (self.closed and all(seen.ended for seen in self.trials.values()))
