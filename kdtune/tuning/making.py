@@ -9,9 +9,12 @@ from kdtune.tuning.rungs import brackets_of_search, longest_grace
 from kdtune.tuning.samplers import Random
 from kdtune.tuning.stoppers import Asha, Median, Never
 from kdtune.tuning.study import Budget, Sampler, Seen, Stopper, Study
+from kdtune.tuning.tpe import TreeParzen
 
 SAMPLERS: dict[str, Callable[[Experiment, Sequence[Parameter]], Sampler]] = {
-    "hyperopt": lambda experiment, parameters: Random(parameters, experiment.search.seed),
+    "hyperopt": lambda experiment, parameters: TreeParzen(
+        parameters, experiment.search.seed, trials=experiment.search.trials, epochs=experiment.train.epochs
+    ),
     "random": lambda experiment, parameters: Random(parameters, experiment.search.seed),
 }
 STOPPERS: dict[str, Callable[[Experiment], Stopper]] = {
