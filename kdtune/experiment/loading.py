@@ -21,6 +21,7 @@ from kdtune.experiment.values import ROW_SECTIONS, plain, row, with_values
 from kdtune.experiment.wording import problem, short
 
 LARGEST_FILE = 1_000_000  # bytes; an experiment file is a page of text
+NOT_LEARNING = ("random", "grid")  # samplers to which former trials are nothing
 MOST_VALUES = 100_000  # once every alias is written out
 
 
@@ -204,6 +205,14 @@ def _check_search(experiment: Experiment) -> list[Problem]:
     problems = space.idle(parameters, experiment)
     if parameters and not experiment.search.trials:
         problems.append(Problem("search.trials", "is 0, but search.space is not empty; remove one of them"))
+    if experiment.search.warm_start and experiment.search.sampler in NOT_LEARNING:
+        problems.append(
+            Problem(
+                "search.warm_start",
+                f"does nothing: the sampler {experiment.search.sampler} learns from no trial; choose another, or "
+                f"remove this field",
+            )
+        )
     second = experiment.search.second_objective
     if second is not None and not any(space.is_architecture(parameter.path) for parameter in parameters):
         problems.append(

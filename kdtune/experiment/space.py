@@ -178,7 +178,7 @@ def active(parameters: Sequence[Parameter], sample: Mapping[str, Any], base: Exp
     values: dict[str, Any] = {}
     for parameter in _conditions_first(parameters):
         if not all(
-            _same_any(values[path] if path in values else base and _plain(base, path), allowed)
+            _same_any(values[path] if path in values else base and value_in(base, path), allowed)
             for path, allowed in parameter.when.items()
         ):
             continue
@@ -233,8 +233,8 @@ def look_up(base: BaseModel, path: str) -> object:
     return value
 
 
-def _plain(base: BaseModel, path: str) -> object:
-    """Like `look_up`, but a fixed schedule counts as its number."""
+def value_in(base: BaseModel, path: str) -> object:
+    """Like `look_up`, but a fixed schedule counts as its number: what a parameter of that path would have been."""
     value = look_up(base, path)
     return value.start if isinstance(value, Schedule) and value.kind == "fixed" else value
 
@@ -251,7 +251,7 @@ def full_point(parameters: Sequence[Parameter], point: Mapping[str, object], bas
         raise ValueError(f"{min(unknown)} is not in search.space.{nearest(min(unknown), known)}")
     for parameter in parameters:
         named = parameter.path in point
-        given = point[parameter.path] if named else _plain(base, parameter.path)
+        given = point[parameter.path] if named else value_in(base, parameter.path)
         code = parameter.encode(given)
         if code is None and parameter.kind == "choice":  # the value may belong to a nested range
             code = next(
@@ -361,7 +361,7 @@ def idle(parameters: Sequence[Parameter], base: Experiment) -> list[Problem]:
         for path, allowed in parameter.when.items():
             searched = [other for other in parameters if other.path == path]
             holds = any(other.encode(value) is not None for other in searched for value in allowed) or (
-                not searched and _same_any(_plain(base, path), allowed)
+                not searched and _same_any(value_in(base, path), allowed)
             )
             if not holds:
                 shown = " or ".join(map(str, allowed))

@@ -5,6 +5,7 @@
     stoppers.py   who is stopped (rungs.py, brackets.py: at which epochs)
     fidelity.py   whether that was safe
     pareto.py     accuracy against a cost
+    merit.py      what trials are worth to samplers, of former searches too, and where a cost is weighed
     warm.py       trials of former searches
 
 A search asks its study and tells it of every epoch, in the order of the records. All that the study answers follows
