@@ -13,24 +13,20 @@ images over all seeds, label by answer; a data set of many classes has none.
 
 import json
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from kdtune.data import Dataset
 from kdtune.errors import RunError
 from kdtune.experiment import Experiment, Student, row
-from kdtune.models import count_parameters, rebuild_model
+from kdtune.models import costs, rebuild_model
 from kdtune.records import ALONE, BEST, DISTILLED, TEACHER, TEXTBOOK_KD, write_text
 from kdtune.teacher import Teacher
 from kdtune.training import evaluate
 from kdtune.trial import Found, Materials
-
-LATENCY_RUNS, LATENCY_WARMUP = 100, 20
 
 
 def summarise(
@@ -53,15 +49,15 @@ def summarise(
         for name in named
     ]
     changed = {name: row(experiment, changes)[0] for name, changes in experiment.final.rows.items()}
-    costs: dict[str, dict[str, Any]] = {}
+    measured: dict[str, dict[str, Any]] = {}
     for name in dict.fromkeys([ALONE, TEXTBOOK_KD, *changed, DISTILLED, BEST]):
         by_seed = {line["seed"]: line for line in lines if line["name"] == name}
         if by_seed:
             student = changed.get(name, winner).student
             key = student.model_dump_json()  # measured once an architecture
-            costs[key] = costs.get(key) or _student_cost(student, dataset)
+            measured[key] = measured.get(key) or _student_costs(student, dataset)
             runs = [by_seed[seed] for seed in sorted(by_seed)]
-            results.append(_result(name, student.model, [line["test_accuracy"] for line in runs], costs[key]))
+            results.append(_result(name, student.model, [line["test_accuracy"] for line in runs], measured[key]))
     return {
         "search": {
             "trials": found.outcome["trials"] if found else 0,
@@ -105,15 +101,15 @@ def _confusion(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _teacher_row(name: str, teacher: Teacher, dataset: Dataset) -> dict[str, Any]:
     network = teacher.load(dataset.labels.device)
     on_test = evaluate(network, dataset, dataset.test.images, dataset.test.labels)
-    found = _result(name, teacher.model, [on_test.accuracy], _cost(network, dataset.shape))
+    found = _result(name, teacher.model, [on_test.accuracy], costs(network, dataset.shape))
     if not teacher.trained_here:
         found["note"] = "brought along: it may have been trained on validation images"
     return found
 
 
-def _student_cost(student: Student, dataset: Dataset) -> dict[str, Any]:
+def _student_costs(student: Student, dataset: Dataset) -> dict[str, Any]:
     network = rebuild_model(student.model, dataset.shape, len(dataset.classes), student.options)
-    return _cost(network.to(dataset.labels.device).eval(), dataset.shape)
+    return costs(network.to(dataset.labels.device).eval(), dataset.shape)
 
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
@@ -140,32 +136,3 @@ def _result(name: str, model: str, accuracies: Sequence[float], cost: Mapping[st
         "std": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
         **cost,
     }
-
-
-def _cost(network: nn.Module, shape: tuple[int, int, int]) -> dict[str, Any]:
-    stored = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
-    return {
-        "parameters": count_parameters(network),
-        "size_mb": round(stored / 1e6, 4),
-        "latency_ms": round(latency_ms(network, shape), 4),
-    }
-
-
-@torch.inference_mode()
-def latency_ms(network: nn.Module, shape: tuple[int, int, int]) -> float:
-    """Median milliseconds for one image (C, H, W), batch 1, float32, where the network lies; one thread on a CPU."""
-    device = next(network.parameters()).device
-    image = torch.zeros((1, *shape), device=device)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        times = []
-        for _ in range(LATENCY_WARMUP + LATENCY_RUNS):
-            began = time.perf_counter()
-            network(image)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            times.append(time.perf_counter() - began)
-    finally:
-        torch.set_num_threads(threads)
-    return statistics.median(times[LATENCY_WARMUP:]) * 1000

@@ -19,9 +19,9 @@ from kdtune.data import Dataset
 from kdtune.errors import ExportError, RunError
 from kdtune.experiment import Experiment, parse
 from kdtune.export import card, export_run, export_student, load_student, run_card
-from kdtune.models import build_model, count_parameters
+from kdtune.models import build_model, count_parameters, latency_ms
 from kdtune.records import EpochRecord, TrialRecord
-from kdtune.report import latency_ms, read_summary, summarise, write_summary
+from kdtune.report import read_summary, summarise, write_summary
 from kdtune.teacher import fingerprint, keep
 from kdtune.training import evaluate
 from kdtune.trial import Bench, Found, Materials

@@ -5,24 +5,28 @@ from collections.abc import Callable, Sequence
 from kdtune.experiment import Experiment
 from kdtune.experiment.objective import TEXTBOOK
 from kdtune.experiment.space import Parameter, full_point, parse
+from kdtune.tuning.rungs import brackets_of_search, longest_grace
 from kdtune.tuning.samplers import Random
-from kdtune.tuning.stoppers import Asha, Never
-from kdtune.tuning.study import Budget, Sampler, Stopper, Study
+from kdtune.tuning.stoppers import Asha, Median, Never
+from kdtune.tuning.study import Budget, Sampler, Seen, Stopper, Study
+from kdtune.tuning.tpe import TreeParzen
 
 SAMPLERS: dict[str, Callable[[Experiment, Sequence[Parameter]], Sampler]] = {
-    "hyperopt": lambda experiment, parameters: Random(parameters, experiment.search.seed),
+    "hyperopt": lambda experiment, parameters: TreeParzen(
+        parameters, experiment.search.seed, trials=experiment.search.trials, epochs=experiment.train.epochs
+    ),
     "random": lambda experiment, parameters: Random(parameters, experiment.search.seed),
 }
 STOPPERS: dict[str, Callable[[Experiment], Stopper]] = {
-    "asha": lambda experiment: Asha(
-        experiment.grace_epochs, experiment.search.stopper.reduction_factor, experiment.train.epochs
-    ),
+    "asha": lambda experiment: _asha(experiment),
+    "hyperband": lambda experiment: _asha(experiment),
+    "median": lambda experiment: Median(longest_grace(experiment)),
     "none": lambda experiment: Never(),
 }
 
 
-def make_study(experiment: Experiment, *, gpus: float = 0.0) -> Study:
-    """A fresh study; `gpus` are those that a trial holds."""
+def make_study(experiment: Experiment, *, gpus: float = 0.0, known: Sequence[Seen] = ()) -> Study:
+    """A fresh study; `gpus` are those that a trial holds, `known` the trials of former searches."""
     search = experiment.search
     parameters, _ = parse(search.space)
     return Study(
@@ -31,9 +35,15 @@ def make_study(experiment: Experiment, *, gpus: float = 0.0) -> Study:
         STOPPERS[search.stopper.kind](experiment),
         Budget(search.trials, **search.budget.model_dump()),
         points=first_points(parameters, experiment),
+        known=known,
         base=experiment,
         gpus=gpus,
     )
+
+
+def _asha(experiment: Experiment) -> Asha:
+    brackets, dealt = brackets_of_search(experiment)
+    return Asha(brackets, experiment.search.stopper.reduction_factor, shares=dealt, seed=experiment.search.seed)
 
 
 def first_points(parameters: Sequence[Parameter], experiment: Experiment) -> list[dict[str, float]]:

@@ -1,4 +1,7 @@
-"""Who proposes configurations. Adding one: a class with `propose`, and a line in `make_sampler`."""
+"""Who proposes configurations without learning, and what all samplers share.
+
+Adding one: a class with `propose`, and a line in `making.SAMPLERS`.
+"""
 
 import math
 import random
@@ -24,7 +27,22 @@ def _draw(parameter: Parameter, source: random.Random) -> float:
     return source.uniform(parameter.low, parameter.high)
 
 
+def clipped(parameter: Parameter, drawn: float) -> float:
+    """A number that was computed, as a value of the distribution: rounding may have carried it over an end."""
+    if parameter.kind == "choice":
+        return int(drawn)
+    inside = min(max(drawn, parameter.low), parameter.high)
+    return round(inside) if parameter.kind == "integer" else inside
+
+
+def startup_of(parameters: Sequence[Parameter], trials: int) -> int:
+    """Random trials before a model learns: of a short search not more than a third."""
+    return min(max(10, 2 * len(parameters)), max(1, trials // 3))
+
+
 class Random:
+    """Each trial from the distributions alone."""
+
     def __init__(self, parameters: Sequence[Parameter], seed: int) -> None:
         self.parameters = parameters
         self.seed = seed

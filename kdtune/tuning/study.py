@@ -21,6 +21,7 @@ from kdtune.records import EpochRecord
 
 Sample = Mapping[str, float]  # by label of a parameter; only of those that are active
 Status = Literal["waiting", "running", "complete", "stopped", "diverged", "failed"]
+DAMAGED = "the file was edited or damaged. Put it back, or choose another name"
 DIVERGED = 0.0  # stands for the accuracy of a trial that diverged: as bad as can be, and a number
 
 
@@ -33,6 +34,8 @@ class Seen:
     sample: Sample
     values: list[float] = field(default_factory=list)  # validation accuracy of each epoch so far
     status: Status = "waiting"
+    cost: float | None = None  # in the unit of `search.second_objective`
+    run: str | None = None  # a former search, whose accuracies are on a scale of their own; None is this one
 
     @property
     def epoch(self) -> int:
@@ -48,7 +51,8 @@ class Sampler(Protocol):
 
     def propose(self, number: int, trials: Sequence[Seen]) -> Sample | None:
         """A number for every label for the trial `number`, given all trials so far in order of their numbers, running
-        ones included; None where there is nothing left to propose."""
+        ones included, and before them those of former searches (`Seen.run`); None where there is nothing left to
+        propose."""
         ...
 
 
@@ -56,7 +60,8 @@ class Stopper(Protocol):
     """Who ends trials early. What it remembers is what it was asked before."""
 
     def judge(self, seen: Seen) -> bool:
-        """Whether the trial stops here; called once for each epoch of each trial, in the order of the records."""
+        """Whether the trial stops here; called once for each epoch of each trial, in the order of the records. The
+        status says already that a trial is complete or has diverged, where what is answered changes nothing."""
         ...
 
 
@@ -80,15 +85,18 @@ class Study:
         budget: Budget,
         *,
         points: Sequence[Sample] = (),
+        known: Sequence[Seen] = (),
         base: Experiment | None = None,
         gpus: float = 0.0,
     ) -> None:
-        """`points` come first; `base` answers conditions on what is not searched; `gpus` are those of a trial."""
+        """`points` come first; `known` are trials of former searches, numbered below 0; `base` answers conditions on
+        what is not searched; `gpus` are those of a trial."""
         self.parameters = parameters
         self.sampler = sampler
         self.stopper = stopper
         self.budget = budget
         self.points = points
+        self.known = known
         self.base = base
         self.gpus = gpus
         self.trials: dict[int, Seen] = {}
@@ -102,17 +110,20 @@ class Study:
     def replay(self, lines: Iterable[Mapping[str, Any]]) -> None:
         """What the records say, told again. Trials that had not ended wait to be asked for.
 
-        Raises RunError where an epoch is missing: no crash leaves that.
+        Raises RunError where a line is no epoch of a trial, or an epoch is missing: no crash leaves that.
         """
         for count, line in enumerate(lines, start=1):
-            number, record = int(line["trial"]), EpochRecord.from_json(line)
-            seen = self.trials.get(number) or self._add(number, line["config"])
+            try:
+                number, config, record = int(line["trial"]), dict(line["config"]), EpochRecord.from_json(line)
+            except (KeyError, TypeError, AttributeError, ValueError) as error:
+                raise RunError(f"trials.jsonl, line {count} is no epoch of a trial: {DAMAGED}") from error
+            seen = self.trials.get(number) or self._add(number, config)
             if record.epoch > seen.epoch + 1:
                 raise RunError(
                     f"trials.jsonl, line {count} tells of epoch {record.epoch} of trial {line['trial']} after epoch "
-                    f"{seen.epoch}: the file was edited or damaged. Put it back, or choose another name"
+                    f"{seen.epoch}: {DAMAGED}"
                 )
-            self.tell(number, record)
+            self.tell(number, record, line.get("cost"))
             self.before = max(self.before, line.get("at", 0.0))  # earlier versions did not say
         for seen in self.trials.values():
             if not seen.ended:
@@ -140,7 +151,7 @@ class Study:
         if number < len(self.points):
             sample: Sample | None = self.points[number]
         else:
-            sample = self.sampler.propose(number, [self.trials[n] for n in sorted(self.trials)])
+            sample = self.sampler.propose(number, [*self.known, *(self.trials[n] for n in sorted(self.trials))])
         if sample is None:
             self.exhausted = True
             return None
@@ -150,23 +161,24 @@ class Study:
         self.trials[number] = Seen(number, config, encoded(self.parameters, config))
         return self.trials[number]
 
-    def tell(self, number: int, record: EpochRecord) -> bool:
+    def tell(self, number: int, record: EpochRecord, cost: float | None = None) -> bool:
         """Whether the trial has ended. An epoch that is told again, by a trial that was taken up from before it,
-        changes nothing, unless the trial diverges there."""
+        changes nothing, unless the trial diverges there. `cost` is the student's, measured once a trial."""
         seen = self.trials[number]
+        if cost is not None and seen.cost is None:
+            seen.cost = cost
         if self.is_news(number, record):
             del seen.values[record.epoch - 1 :]
             assert seen.epoch == record.epoch - 1
             seen.values.append(DIVERGED if record.diverged else record.val_accuracy or 0.0)
             self.epochs += 1
             self.trial_seconds += record.seconds + record.waited
-            stopped = self.stopper.judge(seen)
             if record.last:
                 seen.status = "diverged" if record.diverged else "complete"
-                if seen.status == "complete":
-                    self.best = max(self.best, seen.values[-1])
-            elif stopped:
+            if self.stopper.judge(seen) and not record.last:
                 seen.status = "stopped"
+            if seen.status == "complete":
+                self.best = max(self.best, seen.values[-1])
         return seen.ended
 
     def is_news(self, number: int, record: EpochRecord) -> bool:

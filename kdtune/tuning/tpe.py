@@ -1,0 +1,86 @@
+"""HyperOpt's tree-structured Parzen estimator (Bergstra et al. 2011, "Algorithms for Hyper-Parameter Optimization").
+
+It splits the trials into the best few and the rest, models each dimension of both, and proposes what is likely among
+the best and unlikely among the rest. Only the order of trials matters to it, and `curves.py` tells that order for
+trials that were stopped at different epochs, `merit.py` for those of former searches too. HyperOpt sees a flat space: a
+label that is inactive in a trial has no value there, and of a proposal it means nothing.
+"""
+
+import math
+import random
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from kdtune.experiment.space import Parameter
+from kdtune.tuning.curves import within_memory
+from kdtune.tuning.merit import merit
+from kdtune.tuning.samplers import clipped, draws, startup_of
+from kdtune.tuning.study import Sample, Seen
+
+BEST_SHARE = 0.25  # times the root of the number of trials: how many count as the best
+MOST_BEST = 25
+
+
+class TreeParzen:
+    """Random until `startup_of` trials have been proposed, here or in former searches."""
+
+    def __init__(self, parameters: Sequence[Parameter], seed: int, *, trials: int, epochs: int) -> None:
+        """`trials` and `epochs` are those planned: of the search, and of a trial."""
+        self.parameters = parameters
+        self.seed = seed
+        self.epochs = epochs
+        self.startup = startup_of(parameters, trials)
+
+    def propose(self, number: int, trials: Sequence[Seen]) -> Sample:
+        source = random.Random(f"{self.seed} {number}")
+        former = sum(seen.run is not None for seen in trials)
+        if former + number < self.startup or not any(seen.values for seen in trials):
+            return draws(self.parameters, source)
+        from hyperopt import tpe, trials_from_docs  # seconds to import, and only this sampler needs it
+
+        best = min(MOST_BEST, math.ceil(BEST_SHARE * math.sqrt(len(trials))))
+        docs = self._documents(within_memory(trials))
+        (proposal,) = tpe.suggest(
+            [number],
+            self._domain,
+            trials_from_docs(docs, validate=False),
+            source.getrandbits(32),
+            n_startup_jobs=0,
+            gamma=(best - 0.5) / math.sqrt(len(docs)),  # HyperOpt rounds gamma * sqrt(trials) up
+            verbose=False,
+        )
+        drawn = proposal["misc"]["vals"]
+        return {parameter.label: clipped(parameter, float(drawn[parameter.label][0])) for parameter in self.parameters}
+
+    @cached_property
+    def _domain(self) -> Any:  # hyperopt is untyped
+        from hyperopt import Domain, hp
+
+        def dimension(parameter: Parameter) -> Any:
+            label, low, high = parameter.label, parameter.low, parameter.high
+            if parameter.kind == "choice":
+                return hp.choice(label, list(range(len(parameter.options))))
+            if parameter.kind == "loguniform":
+                return hp.loguniform(label, math.log(low), math.log(high))
+            if parameter.kind == "integer":  # HyperOpt's own, of quantised ranges, gives both ends half their share
+                return hp.uniform(label, low - 0.5, high + 0.5)
+            return hp.uniform(label, low, high)
+
+        return Domain(None, {parameter.label: dimension(parameter) for parameter in self.parameters})
+
+    def _documents(self, trials: Sequence[Seen]) -> list[dict[str, Any]]:
+        """Trials as HyperOpt keeps them, the rank of a trial as its loss; those that have shown nothing have none."""
+        told = [seen for seen in trials if seen.values]
+        ranks = dict(zip((seen.number for seen in told), merit(told, self.epochs).ranks.tolist(), strict=True))
+        return [self._document(seen, ranks.get(seen.number)) for seen in trials]
+
+    def _document(self, seen: Seen, rank: int | None) -> dict[str, Any]:
+        active = {parameter.label: parameter.label in seen.sample for parameter in self.parameters}
+        misc = {
+            "tid": seen.number,
+            "idxs": {label: [seen.number] if here else [] for label, here in active.items()},
+            "vals": {label: [seen.sample[label]] if here else [] for label, here in active.items()},
+        }
+        result = {"status": "new"} if rank is None else {"status": "ok", "loss": float(rank)}
+        return {"tid": seen.number, "state": 2, "spec": None, "misc": misc, "result": result}

@@ -1,0 +1,199 @@
+import random
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hyperopt import STATUS_OK, Domain, Trials, hp, tpe
+
+from kdtune.experiment.space import Parameter, active, encoded, parse
+from kdtune.tuning.curves import BEST, LATEST, foretell, levels_of, within_memory
+from kdtune.tuning.samplers import Random, startup_of
+from kdtune.tuning.study import Sample, Sampler, Seen, Status
+from kdtune.tuning.tpe import TreeParzen
+
+EPOCHS = 8
+SPACE: dict[str, dict[str, object]] = {
+    "kind": {"choice": ["fixed", "falling"]},
+    "end": {"loguniform": [0.1, 10], "when": {"kind": "falling"}},
+    "weight": {"choice": [0, {"loguniform": [0.01, 10]}]},
+    "layers": {"integer": [1, 5]},
+    "alpha": {"uniform": [0, 1]},
+}
+PARAMETERS, _ = parse(SPACE)
+
+
+def seen(number: int, sample: Sample, values: Sequence[float], status: Status = "complete") -> Seen:
+    config = active(PARAMETERS, sample, None)
+    return Seen(number, config, encoded(PARAMETERS, config), list(values), status)
+
+
+def with_curve(number: int, values: Sequence[float], status: Status = "complete") -> Seen:
+    return Seen(number, {}, {}, list(values), status)
+
+
+def distance(sample: Sample) -> float:
+    """From the best configuration: falling, without the second term, three layers, alpha 0.9."""
+    off = abs(sample["alpha"] - 0.9) + abs(sample["layers"] - 3) / 4
+    return off + (sample["kind"] != 1) + (sample["weight"] != 0)
+
+
+def searched(sampler: Sampler, trials: int) -> list[Seen]:
+    """A search whose trials show all at once how far they are from the best."""
+    found: list[Seen] = []
+    for number in range(trials):
+        proposal = sampler.propose(number, found)
+        assert proposal is not None
+        found.append(seen(number, proposal, [0.9 - distance(proposal) / 4] * EPOCHS))
+    return found
+
+
+def tree_parzen(seed: int = 0, trials: int = 40) -> TreeParzen:
+    return TreeParzen(PARAMETERS, seed, trials=trials, epochs=EPOCHS)
+
+
+def inside(parameter: Parameter, drawn: float) -> bool:
+    if parameter.kind == "choice":
+        return drawn in range(len(parameter.options))
+    return parameter.low <= drawn <= parameter.high and (parameter.kind != "integer" or isinstance(drawn, int))
+
+
+LEARNING = {"hyperopt": tree_parzen}
+
+
+@pytest.mark.parametrize("make", LEARNING.values(), ids=LEARNING)
+class TestEverySamplerThatLearns:
+    def test_proposes_values_of_the_space_for_every_label(self, make: Any) -> None:
+        for trial in searched(make(), 25):
+            assert all(inside(parameter, trial.sample[parameter.label]) for parameter in PARAMETERS
+                       if parameter.label in trial.sample)  # fmt: skip
+            assert trial.sample.keys() == encoded(PARAMETERS, trial.config).keys()
+
+    def test_gives_the_same_answer_in_a_new_process(self, make: Any) -> None:
+        found = searched(make(), 25)
+        asked_before, fresh = make(), make()
+        for number in range(25):
+            asked_before.propose(number, found[:number])
+        assert asked_before.propose(25, found) == fresh.propose(25, found)
+
+    def test_depends_on_the_seed(self, make: Any) -> None:
+        found = searched(make(), 25)
+        assert make(seed=1).propose(25, found) != make().propose(25, found)
+        assert make(seed=1).propose(0, []) != make().propose(0, [])
+
+    def test_finds_where_the_good_values_are_and_random_search_does_not(self, make: Any) -> None:
+        def late(sampler: Sampler) -> float:
+            return statistics.fmean(distance(trial.sample) for trial in searched(sampler, 60)[40:])
+
+        chance = statistics.fmean(late(Random(PARAMETERS, seed)) for seed in range(3))
+        assert statistics.fmean(late(make(seed, 60)) for seed in range(3)) < 0.6 * chance
+
+    def test_avoids_where_trials_diverge(self, make: Any) -> None:
+        source = random.Random(0)
+        found = []
+        for number in range(40):
+            proposal = Random(PARAMETERS, source.randrange(1000)).propose(number, [])
+            bad = proposal["kind"] == 0
+            found.append(seen(number, proposal, [0.0] if bad else [0.5] * EPOCHS, "diverged" if bad else "complete"))
+        kinds = [make(seed).propose(40, found)["kind"] for seed in range(20)]
+        assert statistics.fmean(kinds) > 0.8
+
+    def test_takes_trials_that_have_shown_nothing_yet(self, make: Any) -> None:
+        found = searched(make(), 20)
+        found.append(Seen(20, found[0].config, found[0].sample, [], "running"))
+        assert make().propose(21, found) is not None
+
+    def test_remembers_a_bounded_number_of_trials(self, make: Any) -> None:
+        """Those in the middle of a long search that were not among the best change nothing."""
+        few, many = searched(Random(PARAMETERS, 5), 400), searched(Random(PARAMETERS, 5), 400)
+        kept = {trial.number for trial in within_memory(few)}
+        assert len(kept) == BEST + LATEST
+        for trial in many:
+            if trial.number not in kept:
+                trial.values = [0.01] * EPOCHS
+        assert make(trials=400).propose(400, few) == make(trials=400).propose(400, many)
+
+
+class TestHyperOpt:
+    def test_answers_as_hyperopt_itself_on_trials_of_full_length(self) -> None:
+        """The reference: `fmin`'s own way of asking, with the losses themselves and HyperOpt's default gamma."""
+        parameters, _ = parse({"a": {"uniform": [0, 1]}, "b": {"choice": [1, 2, 3]}})
+        domain = Domain(None, {"a": hp.uniform("a", 0, 1), "b": hp.choice("b", [0, 1, 2])})
+        reference, found = Trials(), []
+        for number, draw in enumerate(np.random.default_rng(0).random((30, 2)).tolist()):
+            sample = {"a": draw[0], "b": int(3 * draw[1])}
+            value = 1 - (draw[0] - 0.3) ** 2 - 0.01 * sample["b"]
+            found.append(Seen(number, {}, sample, [value] * EPOCHS, "complete"))
+            misc = {"tid": number, "cmd": None, "workdir": None, "idxs": {k: [number] for k in sample},
+                    "vals": {k: [v] for k, v in sample.items()}}  # fmt: skip
+            (doc,) = reference.new_trial_docs([number], [None], [{"status": STATUS_OK, "loss": -value}], [misc])
+            reference.insert_trial_doc(doc | {"state": 2})
+        reference.refresh()
+        seed = random.Random("7 30").getrandbits(32)
+        (expected,) = tpe.suggest([30], domain, reference, seed, verbose=False)
+        proposal = TreeParzen(parameters, 7, trials=30, epochs=EPOCHS).propose(30, found)
+        assert proposal == {label: values[0] for label, values in expected["misc"]["vals"].items()}
+
+    def test_a_label_that_is_inactive_has_no_value_in_an_observation(self) -> None:
+        proposal = {"kind": 0, "end": 1.0, "weight": 1, "weight@1": 0.5, "layers": 2, "alpha": 0.1}
+        (document,) = tree_parzen()._documents([seen(3, proposal, [0.5])])
+        assert document["misc"]["vals"] == {
+            "kind": [0], "end": [], "weight": [1], "weight@1": [0.5], "layers": [2], "alpha": [0.1]
+        }  # fmt: skip
+        assert document["misc"]["idxs"]["end"] == []
+        assert document["misc"]["idxs"]["alpha"] == [3]
+
+
+class TestStartUp:
+    @pytest.mark.parametrize(("trials", "expected"), [(60, 12), (30, 10), (15, 5), (2, 1), (0, 1)])
+    def test_grows_with_the_space_and_leaves_two_thirds_of_a_short_search(self, trials: int, expected: int) -> None:
+        assert len(PARAMETERS) == 6
+        assert startup_of(PARAMETERS, trials) == expected
+
+
+class TestCurves:
+    def test_levels_end_with_the_planned_length_and_begin_with_the_first_epoch(self) -> None:
+        assert levels_of(52) == [52, 37, 26, 18, 13, 9, 6, 5, 3, 2, 1]
+        assert levels_of(1) == [1]
+        assert levels_of(2) == [2, 1]
+
+    def test_a_trial_that_was_stopped_expects_the_median_gain_of_those_that_went_on(self) -> None:
+        curves = [[0.1, 0.3, 0.35, 0.4], [0.2, 0.3, 0.4, 0.5], [0.1, 0.4, 0.5, 0.7], [0.35, 0.45]]
+        told = [with_curve(n, values, "stopped" if len(values) < 4 else "complete") for n, values in enumerate(curves)]
+        forecast = foretell(told, 4)  # levels 4, 3, 2, 1: median gains of 0.1 from 3, 0.1 from 2
+        assert forecast.values == pytest.approx([0.4, 0.5, 0.7, 0.65])
+        gains = [[0.05, 0.1, 0.2], [0.05, 0.1, 0.1]]
+        assert forecast.spreads == pytest.approx([0, 0, 0, sum(statistics.variance(g) for g in gains) ** 0.5])
+
+    def test_values_meet_only_at_equal_epochs(self) -> None:
+        """Three slow starters ran in full; a fourth trial was far ahead of them when it was last seen."""
+        slow = [with_curve(n, [0.1, 0.2, 0.4, 0.6 + n / 100]) for n in range(3)]
+        ahead, behind = with_curve(3, [0.3, 0.45], "stopped"), with_curve(4, [0.0, 0.05], "running")
+        assert foretell([*slow, ahead, behind], 4).ranks.tolist() == [3, 2, 1, 0, 4]
+
+    def test_a_trial_that_diverged_is_the_worst_however_far_it_came(self) -> None:
+        told = [with_curve(0, [0.9, 0.9, 0.0], "diverged"), with_curve(1, [0.1] * 4), with_curve(2, [0.05], "running")]
+        assert foretell(told, 4).ranks.tolist() == [2, 0, 1]
+
+    def test_between_two_levels_what_is_expected_moves_evenly(self) -> None:
+        full = [with_curve(n, [0.01 * epoch for epoch in range(1, 53)]) for n in range(3)]
+        early = with_curve(3, [0.01 * epoch for epoch in range(1, 31)], "running")
+        assert foretell([*full, early], 52).values[3] == pytest.approx(0.52)
+
+    def test_the_best_of_those_that_ran_in_full_and_the_latest_stay_in_memory(self) -> None:
+        source = random.Random(0)
+        trials = [with_curve(n, [source.random()]) for n in range(BEST + LATEST + 100)]
+        trials[7] = with_curve(7, [2.0], "stopped")
+        kept = within_memory(trials)
+        early = sorted((trial.values[-1] for trial in trials[:-LATEST] if trial.number != 7), reverse=True)
+        assert sorted((trial.values[-1] for trial in kept[:-LATEST]), reverse=True) == early[:BEST]
+        assert kept[-LATEST:] == trials[-LATEST:]
+        assert [trial.number for trial in kept] == sorted(trial.number for trial in kept)
+
+
+def test_hyperopt_is_not_imported_before_it_is_asked() -> None:
+    code = "import sys, kdtune.tuning.making; sys.exit('hyperopt' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
