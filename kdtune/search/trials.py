@@ -68,6 +68,7 @@ def run_trials(
         )
         run_study(recorder, trainable, slots)
     recorder.settle()
+    board.spent = study.spent  # also where it was before anything ran
     _check_finished(recorder)
     watch.search_ended(board)
     return board
