@@ -4,17 +4,25 @@ from collections.abc import Callable, Sequence
 
 from kdtune.experiment import Experiment
 from kdtune.experiment.objective import TEXTBOOK
+from kdtune.experiment.sampling import grid
 from kdtune.experiment.space import Parameter, full_point, parse
-from kdtune.tuning.samplers import Random
+from kdtune.tuning.gaussian import GaussianProcess
+from kdtune.tuning.samplers import Grid, Random, Turns
 from kdtune.tuning.stoppers import Asha, Never
 from kdtune.tuning.study import Budget, Sampler, Stopper, Study
 from kdtune.tuning.tpe import TreeParzen
 
 SAMPLERS: dict[str, Callable[[Experiment, Sequence[Parameter]], Sampler]] = {
-    "hyperopt": lambda experiment, parameters: TreeParzen(
-        parameters, experiment.search.seed, trials=experiment.search.trials, epochs=experiment.train.epochs
+    "hyperopt+gp": lambda experiment, parameters: Turns(
+        _tree_parzen(experiment, parameters),
+        *[_gaussian_process(experiment, parameters)] * 2,  # of three trials, two are its
     ),
+    "hyperopt": lambda experiment, parameters: _tree_parzen(experiment, parameters),
+    "gp": lambda experiment, parameters: _gaussian_process(experiment, parameters),
     "random": lambda experiment, parameters: Random(parameters, experiment.search.seed),
+    "grid": lambda experiment, parameters: Grid(
+        list(grid(parameters, experiment.search.values_of_a_range, experiment)), experiment.search.seed
+    ),
 }
 STOPPERS: dict[str, Callable[[Experiment], Stopper]] = {
     "asha": lambda experiment: Asha(
@@ -24,16 +32,26 @@ STOPPERS: dict[str, Callable[[Experiment], Stopper]] = {
 }
 
 
-def make_study(experiment: Experiment, *, gpus: float = 0.0) -> Study:
-    """A fresh study; `gpus` are those that a trial holds."""
+def _tree_parzen(experiment: Experiment, parameters: Sequence[Parameter]) -> Sampler:
+    search = experiment.search
+    return TreeParzen(parameters, search.seed, trials=search.trials, epochs=experiment.train.epochs)
+
+
+def _gaussian_process(experiment: Experiment, parameters: Sequence[Parameter]) -> Sampler:
+    search, epochs = experiment.search, experiment.train.epochs
+    return GaussianProcess(parameters, search.seed, trials=search.trials, epochs=epochs, base=experiment)
+
+
+def make_study(experiment: Experiment, *, gpus: float = 0.0, sampler: Sampler | None = None) -> Study:
+    """A fresh study; `gpus` are those that a trial holds, `sampler` is one that a room above has made."""
     search = experiment.search
     parameters, _ = parse(search.space)
     return Study(
         parameters,
-        SAMPLERS[search.sampler](experiment, parameters),
+        sampler or SAMPLERS[search.sampler](experiment, parameters),
         STOPPERS[search.stopper.kind](experiment),
         Budget(search.trials, **search.budget.model_dump()),
-        points=first_points(parameters, experiment),
+        points=first_points(parameters, experiment) if search.sampler != "grid" else [],  # a grid has its own
         base=experiment,
         gpus=gpus,
     )

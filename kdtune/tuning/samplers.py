@@ -8,7 +8,7 @@ import random
 from collections.abc import Sequence
 
 from kdtune.experiment.space import Parameter
-from kdtune.tuning.study import Sample, Seen
+from kdtune.tuning.study import Sample, Sampler, Seen
 
 
 def draws(parameters: Sequence[Parameter], source: random.Random) -> dict[str, float]:
@@ -49,3 +49,23 @@ class Random:
 
     def propose(self, number: int, trials: Sequence[Seen]) -> Sample:
         return draws(self.parameters, random.Random(f"{self.seed} {number}"))
+
+
+class Grid:
+    """Samples one after the other, in an order of the seed; None after the last."""
+
+    def __init__(self, samples: Sequence[Sample], seed: int) -> None:
+        self.samples = random.Random(seed).sample(samples, len(samples))
+
+    def propose(self, number: int, trials: Sequence[Seen]) -> Sample | None:
+        return self.samples[number] if number < len(self.samples) else None
+
+
+class Turns:
+    """Several samplers by turns: where one of them is led astray, the others are not."""
+
+    def __init__(self, *samplers: Sampler) -> None:
+        self.samplers = samplers
+
+    def propose(self, number: int, trials: Sequence[Seen]) -> Sample | None:
+        return self.samplers[number % len(self.samplers)].propose(number, trials)
