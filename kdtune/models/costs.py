@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from kdtune.experiment import Experiment
-from kdtune.models.ghost import parameters
 from kdtune.models.parts import ImageShape
 from kdtune.models.zoo import count_parameters, rebuild_model
 
@@ -35,10 +34,10 @@ def cost_of(experiment: Experiment, shape: ImageShape, classes: int, device: tor
     student, wanted = experiment.student, experiment.search.second_objective
     if wanted is None:
         return None
-    if wanted == "parameters":
-        return parameters(student.model, shape, classes, student.options)
     with torch.random.fork_rng(devices=[]):
         network = rebuild_model(student.model, shape, classes, student.options)
+    if wanted == "parameters":
+        return count_parameters(network)
     return round(latency_ms(network.to(device).eval(), shape), 4)
 
 
