@@ -3,7 +3,8 @@
     study.py      Study: what to run next, whether it goes on; rebuilt from the records of a run
     samplers.py   who proposes
     stoppers.py   who is stopped (rungs.py, brackets.py: at which epochs)
-    fidelity.py   whether that was safe
+    population.py whose place a fork takes: schedules that are found in mid-training
+    fidelity.py   whether stopping early was safe
 
 A search asks its study and tells it of every epoch, in the order of the records. All that the study answers follows
 from the experiment and that order, so a search that was killed goes on as if it never had been.
