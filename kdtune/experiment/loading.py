@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from kdtune.errors import ExperimentError, Problem, nearest
 from kdtune.experiment import chain, space
+from kdtune.experiment.midway import check_population
 from kdtune.experiment.models import Experiment
 from kdtune.experiment.stopping import readable
 from kdtune.experiment.values import ROW_SECTIONS, plain, row, with_values
@@ -231,6 +232,8 @@ def _check_search(experiment: Experiment) -> list[Problem]:
                 problems += [Problem("search.space", f"with {tried}: {problem}") for problem in error.problems]
     except ValueError as error:
         problems.append(Problem("search.space", str(error)))
+    if experiment.search.stopper.kind == "population" and not problems:
+        problems += check_population(parameters, experiment)
     for k, point in enumerate(experiment.search.points):
         try:
             space.full_point(parameters, point, experiment)

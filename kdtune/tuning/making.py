@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from kdtune.experiment import Experiment
 from kdtune.experiment.objective import TEXTBOOK
 from kdtune.experiment.space import Parameter, full_point, parse
+from kdtune.experiment.stopping import ready_epochs
+from kdtune.tuning.population import Population
 from kdtune.tuning.rungs import brackets_of_search, longest_grace
 from kdtune.tuning.samplers import Random
 from kdtune.tuning.stoppers import Asha, Median, Never
@@ -21,6 +23,7 @@ STOPPERS: dict[str, Callable[[Experiment], Stopper]] = {
     "asha": lambda experiment: _asha(experiment),
     "hyperband": lambda experiment: _asha(experiment),
     "median": lambda experiment: Median(longest_grace(experiment)),
+    "population": lambda experiment: _population(experiment),
     "none": lambda experiment: Never(),
 }
 
@@ -44,6 +47,13 @@ def make_study(experiment: Experiment, *, gpus: float = 0.0, known: Sequence[See
 def _asha(experiment: Experiment) -> Asha:
     brackets, dealt = brackets_of_search(experiment)
     return Asha(brackets, experiment.search.stopper.reduction_factor, shares=dealt, seed=experiment.search.seed)
+
+
+def _population(experiment: Experiment) -> Population:
+    search, epochs = experiment.search, experiment.train.epochs
+    parameters, _ = parse(search.space)
+    ready = ready_epochs(experiment.grace_epochs, epochs)
+    return Population(parameters, ready, epochs, search.trials, search.seed)
 
 
 def first_points(parameters: Sequence[Parameter], experiment: Experiment) -> list[dict[str, float]]:
