@@ -5,8 +5,7 @@
     summary.json   the numbers people quote
 
 JSON lines are the truth, everything else is a view of them. A line is written whole with one call; a last line cut
-by a crash is dropped on reading. A trial that goes back to an epoch (it was resumed) takes back what it had said of
-that epoch and later ones, so that no epoch of a trial is told twice.
+by a crash is dropped on reading. No epoch of a trial is told twice.
 """
 
 import fcntl
@@ -127,17 +126,6 @@ def mend(path: Path) -> None:
         content = file.read()
         if not content.endswith(b"\n"):
             file.truncate(content.rfind(b"\n") + 1)
-
-
-def last_epochs(path: Path) -> dict[str, int]:
-    """Of each trial in a trials.jsonl the last epoch that it has told of."""
-    return {str(line["trial"]): int(line["epoch"]) for line in read_lines(path)}
-
-
-def take_back(path: Path, trial: str, epoch: int) -> None:
-    """Removes what a trial had said of `epoch` and later ones: it comes to them again."""
-    kept = [line for line in read_lines(path) if line["trial"] != trial or line["epoch"] < epoch]
-    write_text(path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in kept))
 
 
 def read_trials(path: Path) -> list[TrialRecord]:

@@ -1,36 +1,40 @@
 """`summary.json`: the numbers people quote, made from what a run has recorded.
 
     {"search": {"trials", "epochs_run", "epochs_full", "seconds", "stopped_early",
-                "retried": [{"trial", "times", "error"}, ...]},
+                "retried": [{"trial", "times", "error"}, ...],
+                "rungs": [{"epoch", "trials", "spearman", "kendall", "low", "high"}, ...]},
      "best": {"config", "val_accuracy"},
+     "pareto": [{"trial", "config", "model", "val_accuracy", "cost", "parameters", "size_mb", "latency_ms"}, ...],
      "results": [{"name", "model", "test_accuracy": [one a seed], "mean", "std",
                   "parameters", "size_mb", "latency_ms"}, ...], "latency_on": a device,
      "classes": [...], "confusion": {"student alone": [[...]], "best": [[...]]}}
 
 Accuracies are fractions in 0..1; std is the sample's (n - 1), null for a single run. Confusion matrices count test
-images over all seeds, label by answer; a data set of many classes has none.
+images over all seeds, label by answer; a data set of many classes has none. `rungs` say how well the order of trials at
+an epoch foretold that at the end. The best is the most accurate trial, also where a second objective is set; `pareto`
+then has the trials that ran in full and that no other beats in both, from the cheapest, and is empty otherwise. Their
+costs are measured here, each architecture once, and not taken from the trials, which shared their machine.
 """
 
 import json
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from kdtune.data import Dataset
 from kdtune.errors import RunError
-from kdtune.experiment import Experiment, Student, row
-from kdtune.models import count_parameters, rebuild_model
+from kdtune.experiment import Experiment, Student, row, with_values
+from kdtune.models import costs, rebuild_model
 from kdtune.records import ALONE, BEST, DISTILLED, TEACHER, TEXTBOOK_KD, write_text
 from kdtune.teacher import Teacher
 from kdtune.training import evaluate
 from kdtune.trial import Found, Materials
-
-LATENCY_RUNS, LATENCY_WARMUP = 100, 20
+from kdtune.tuning.fidelity import fidelity
+from kdtune.tuning.pareto import pareto_front
+from kdtune.tuning.rungs import rungs_of_search
 
 
 def summarise(
@@ -53,29 +57,20 @@ def summarise(
         for name in named
     ]
     changed = {name: row(experiment, changes)[0] for name, changes in experiment.final.rows.items()}
-    costs: dict[str, dict[str, Any]] = {}
+    costs_of = _Costs(dataset)
     for name in dict.fromkeys([ALONE, TEXTBOOK_KD, *changed, DISTILLED, BEST]):
         by_seed = {line["seed"]: line for line in lines if line["name"] == name}
         if by_seed:
             student = changed.get(name, winner).student
-            key = student.model_dump_json()  # measured once an architecture
-            costs[key] = costs.get(key) or _student_cost(student, dataset)
-            runs = [by_seed[seed] for seed in sorted(by_seed)]
-            results.append(_result(name, student.model, [line["test_accuracy"] for line in runs], costs[key]))
+            accuracies = [by_seed[seed]["test_accuracy"] for seed in sorted(by_seed)]
+            results.append(_result(name, student.model, accuracies, costs_of(student)))
     return {
-        "search": {
-            "trials": found.outcome["trials"] if found else 0,
-            "epochs_run": sum(len(trial.epochs) for trial in found.trials) if found else 0,
-            "epochs_full": sum(trial.epochs[-1].epochs for trial in found.trials) if found else 0,
-            "seconds": found.outcome["seconds"] if found else 0.0,
-            "stopped_early": found.outcome["stopped_early"] if found else 0,
-            # an earlier version did not say
-            "retried": [*(found.outcome.get("retried", []) if found else []), *_retried(lines)],
-        },
+        "search": _search(experiment, lines, found),
         "best": {
             "config": dict(found.best.config) if found else {},
             "val_accuracy": found.best.val_accuracy if found else None,
         },
+        "pareto": _pareto(experiment, found, costs_of) if found else [],
         "results": results,
         "latency_on": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU, one thread",
         "classes": list(dataset.classes),
@@ -83,10 +78,28 @@ def summarise(
     }
 
 
+def _search(experiment: Experiment, lines: Sequence[Mapping[str, Any]], found: Found | None) -> dict[str, Any]:
+    trials = found.trials if found else []
+    outcome: Mapping[str, Any] = found.outcome if found else {"trials": 0, "seconds": 0.0, "stopped_early": 0}
+    return {
+        "trials": outcome["trials"],
+        "epochs_run": sum(len(trial.epochs) for trial in trials),
+        "epochs_full": sum(trial.epochs[-1].epochs for trial in trials),
+        "seconds": outcome["seconds"],
+        "stopped_early": outcome["stopped_early"],
+        # an earlier version did not say
+        "retried": [*outcome.get("retried", []), *_retried(lines)],
+        "rungs": fidelity(trials, rungs_of_search(experiment)) if found else [],
+    }
+
+
 def _retried(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Of the final stage, by name and seed."""
-    lost = [(f"{line['name']}, seed {line['seed']}", line["lost"]) for line in lines if line.get("lost")]
-    return [{"trial": run, "times": times, "error": "its process or workers were lost"} for run, times in lost]
+    return [
+        {"trial": f"{line['name']}, seed {line['seed']}", "times": line["lost"], "error": line["error"]}
+        for line in lines
+        if line.get("lost")
+    ]
 
 
 def _confusion(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -102,15 +115,51 @@ def _confusion(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _teacher_row(name: str, teacher: Teacher, dataset: Dataset) -> dict[str, Any]:
     network = teacher.load(dataset.labels.device)
     on_test = evaluate(network, dataset, dataset.test.images, dataset.test.labels)
-    found = _result(name, teacher.model, [on_test.accuracy], _cost(network, dataset.shape))
+    found = _result(name, teacher.model, [on_test.accuracy], costs(network, dataset.shape))
     if not teacher.trained_here:
         found["note"] = "brought along: it may have been trained on validation images"
     return found
 
 
-def _student_cost(student: Student, dataset: Dataset) -> dict[str, Any]:
-    network = rebuild_model(student.model, dataset.shape, len(dataset.classes), student.options)
-    return _cost(network.to(dataset.labels.device).eval(), dataset.shape)
+class _Costs:
+    """What students cost, each architecture measured once, where the data set lies."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+        self.known: dict[str, dict[str, Any]] = {}
+
+    def __call__(self, student: Student) -> dict[str, Any]:
+        key = student.model_dump_json()
+        if key not in self.known:
+            shape, classes = self.dataset.shape, len(self.dataset.classes)
+            network = rebuild_model(student.model, shape, classes, student.options)
+            self.known[key] = costs(network.to(self.dataset.labels.device).eval(), shape)
+        return self.known[key]
+
+
+COST = {"parameters": "parameters", "latency": "latency_ms"}  # of each second objective
+
+
+def _pareto(experiment: Experiment, found: Found, costs_of: _Costs) -> list[dict[str, Any]]:
+    """The front of the trials that ran in full, from the cheapest on; none without a second objective."""
+    second = experiment.search.second_objective
+    if second is None:
+        return []
+    trials = [trial for trial in found.trials if trial.complete and not trial.epochs[-1].diverged]
+    students = [with_values(experiment, trial.config).student for trial in trials]
+    measured = [costs_of(student) for student in students]
+    weighed = [cost[COST[second]] for cost in measured]
+    return [
+        {
+            "trial": trials[k].trial,
+            "config": dict(trials[k].config),
+            "model": students[k].model,
+            "val_accuracy": trials[k].val_accuracy,
+            "cost": weighed[k],
+            **measured[k],
+        }
+        for k in pareto_front([trial.val_accuracy for trial in trials], weighed)
+    ]
 
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
@@ -137,32 +186,3 @@ def _result(name: str, model: str, accuracies: Sequence[float], cost: Mapping[st
         "std": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
         **cost,
     }
-
-
-def _cost(network: nn.Module, shape: tuple[int, int, int]) -> dict[str, Any]:
-    stored = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
-    return {
-        "parameters": count_parameters(network),
-        "size_mb": round(stored / 1e6, 4),
-        "latency_ms": round(latency_ms(network, shape), 4),
-    }
-
-
-@torch.inference_mode()
-def latency_ms(network: nn.Module, shape: tuple[int, int, int]) -> float:
-    """Median milliseconds for one image (C, H, W), batch 1, float32, where the network lies; one thread on a CPU."""
-    device = next(network.parameters()).device
-    image = torch.zeros((1, *shape), device=device)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        times = []
-        for _ in range(LATENCY_WARMUP + LATENCY_RUNS):
-            began = time.perf_counter()
-            network(image)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            times.append(time.perf_counter() - began)
-    finally:
-        torch.set_num_threads(threads)
-    return statistics.median(times[LATENCY_WARMUP:]) * 1000

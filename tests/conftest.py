@@ -45,6 +45,9 @@ LEFT_OUT = {
 WITH_RAY = ("test_end_to_end.py", "test_end_to_end_kinds.py")
 
 
+pytest.register_assert_rewrite("tests.clusters")  # its checks say what differs, as those of tests do
+
+
 def pytest_configure() -> None:
     """Ctrl-C is Ctrl-C, here and in what tests start: whatever runs in a shell's background ignores it otherwise."""
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -11,8 +11,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "kdtune"
 FLOORS = {
     "errors": 0, "schedules": 0, "experiment": 1, "records": 1, "ranks": 1, "data": 2, "models": 2, "storage": 2,
-    "tuning": 2, "training": 3, "teacher": 4, "cache": 5, "distill": 6, "trial": 7, "report": 8, "export": 8, "search": 9,
-    "cluster": 9, "cli": 10,
+    "tuning": 2, "training": 3, "teacher": 4, "cache": 5, "distill": 6, "trial": 7, "report": 8, "export": 8,
+    "search": 9, "cluster": 9, "cli": 10,
 }  # fmt: skip
 RAY_ROOMS = {"search", "cluster"}
 DOORS = {"kdtune/__init__.py", "kdtune/__main__.py"}  # the front door and `python -m kdtune` open onto any floor

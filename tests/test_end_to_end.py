@@ -180,8 +180,12 @@ def test_trials_began_with_one_column_of_answers_and_computed_the_others_when_th
     assert all(record.waited >= 0 for trial in trials for record in trial.epochs)
 
 
-def test_checkpoints_of_ended_trials_are_gone(stages: Stages) -> None:
-    assert not list((stages[0].folder / "ray").rglob("trial.pt"))
+def test_of_the_trials_states_only_that_of_the_best_is_left(stages: Stages) -> None:
+    folder = stages[0].folder
+    (state,) = (folder / "states").iterdir()
+    best = json.loads((folder / "final" / "winner.json").read_text())["trial"]
+    assert state.name.startswith(f"{best}-")
+    assert not (folder / "ray").exists()
 
 
 def test_the_exported_student_answers_like_the_one_that_was_trained(stages: Stages) -> None:

@@ -132,7 +132,7 @@ def test_nothing_searched_is_a_comparison_of_what_the_file_says(searched: tuple[
     assert results == ["teacher", "teacher large", "teacher wide", "student alone", "directly", "distilled"]
     assert "Nothing was searched" in output
     assert "The distilled student is" in output
-    assert not (folder / "runs" / "compared" / "ray").exists()
+    assert not (folder / "runs" / "compared" / "states").exists()
 
 
 # --- a search whose cache lies on an object store

@@ -74,7 +74,7 @@ def test_an_unknown_key_is_named_whatever_it_is_called(path: str) -> None:
 
 def test_an_unknown_key_like_no_other_lists_those_that_are_known() -> None:
     problems = problems_of(lambda: parse(raw_with({"search.stopper.zzz": 1})))
-    assert problems == {"search.stopper.zzz": "unknown key. Known: kind, reduction_factor, grace_epochs."}
+    assert problems == {"search.stopper.zzz": "unknown key. Known: kind, reduction_factor, grace_epochs, brackets."}
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,14 @@ def test_an_override_makes_the_sections_on_its_way(write: Write) -> None:
     assert load(path, ["search.stopper.kind=none", "distill.alpha=0.5"]).search.stopper.kind == "none"
 
 
+def test_another_stopper_leaves_the_fields_of_the_one_before_behind_and_keeps_what_it_reads_too() -> None:
+    assert changed("search.stopper.grace_epochs=5").search.stopper.reduction_factor == 3
+    median = changed("search.stopper.grace_epochs=5", "search.stopper.kind=median").search.stopper
+    assert median.model_dump() == {"kind": "median", "grace_epochs": 5}
+    problems = problems_of(lambda: changed("search.stopper.kind=median", "search.stopper.reduction_factor=4"))
+    assert "reduction_factor does nothing" in problems["search.stopper"]
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [

@@ -49,7 +49,7 @@ def test_a_node_with_notice_has_a_trial_of_two_workers_saved_and_the_next_driver
         search.wait_until(lambda: beyond(nodes, 2) and bool(at_work(nodes)))
         leaving = nodes.node_of(at_work(nodes)[0])
         nodes.give_notice(leaving, seconds=60)
-        search.wait_until(lambda: bool(list((nodes.run / "ray").rglob("trial.pt"))))
+        search.wait_until(lambda: bool(list((nodes.run / "states").glob("*.pt"))))
         search.kill()
         nodes.cluster.remove_node(leaving, allow_graceful=False)
         nodes.search(IN_PAIRS).end()

@@ -17,13 +17,14 @@ from pyarrow import fs
 
 from kdtune.records import read_trials
 from kdtune.search.session import session
+from kdtune.search.states import States
 from kdtune.search.trials import run_trials
 from kdtune.storage import Remote
 from kdtune.trial import Materials
 from tests.clusters import EPOCHS, EXPERIMENT, RUNS, TRIALS, beyond, check_whole, cluster, trained
 from tests.conftest import MakeExperiment
 from tests.object_store import ENVIRONMENT
-from tests.test_search import Unwatched
+from tests.test_recorder import Unwatched
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
@@ -84,7 +85,7 @@ def test_a_search_outlasts_a_storage_that_fails_and_a_head_that_is_lost(tmp_path
         there = Remote(address.replace("/kdtune?", "/kdtune/runs/hurt?"))
         assert json.loads(there.read("summary.json") or b"") == summary
         assert (there.read("student/student.safetensors") or b"")[:1]
-        assert not [name for name in there.names(recursive=True) if name.endswith("trial.pt")]
+        assert len([name for name in there.names(recursive=True) if name.startswith("states/")]) == 1  # of the best
 
 
 @pytest.fixture
@@ -137,8 +138,8 @@ def test_fifty_early_stops_leave_nothing_behind(
         }
     )
     with cluster(tmp_path / "all") as nodes, session(experiment.resources, nodes.address) as slots:
-        storage = fs.LocalFileSystem(), str(tmp_path)
-        board = run_trials(tmp_path, experiment, materials, slots, Unwatched(), storage, lambda: None)
+        states = States(str(tmp_path / "states"))
+        board = run_trials(tmp_path, experiment, materials, slots, Unwatched(), states, lambda: True)
         assert board.count("stopped") >= 50
         began = time.monotonic()
         while left := held():

@@ -20,13 +20,14 @@ from tests.experiments import MINIMAL, problems_of, raw_with, space_problems
         ("train.epoch", "no field 'train.epoch'. Did you mean 'train.epochs'?"),
         (
             "distil.alpha.start",
-            "only fields of train and distill, and teacher, can be searched. Did you mean 'distill.alpha.start'?",
+            "only fields of train and distill, teacher, student.model and student.options.NAME can be searched. "
+            "Did you mean 'distill.alpha.start'?",
         ),
         ("distill.temperature.strat", "Did you mean 'distill.temperature.start'?"),
         ("distill.alpha.start.low", "distill.alpha.start is a plain value and has no fields"),
         ("train", "only fields of train and distill"),
-        ("teacher.seed", "only fields of train and distill, and teacher, can be searched"),
-        ("search.trials", "only fields of train and distill, and teacher, can be searched"),
+        ("teacher.seed", "only fields of train and distill, teacher, student.model and student.options.NAME"),
+        ("search.trials", "only fields of train and distill, teacher, student.model and student.options.NAME"),
         ("train.epochs.", "plain value"),
         ("", "only fields of train and distill"),
     ],

@@ -75,21 +75,20 @@ def _trials(experiment: "Experiment") -> str:
     trials, epochs = experiment.search.trials, experiment.train.epochs
     if not trials:
         return "none: the configuration is the file's own"
-    share = _share(experiment)
-    return f"{trials} trials x {epochs} epochs" + (f", of which ASHA lets about {share:.0%} run" if share < 1 else "")
+    stopper = experiment.search.stopper.kind
+    stops = {
+        "median": ", fewer where the median rule stops them",
+        "population": "",
+        "none": "",
+    }.get(stopper, f", of which {stopper} lets about {_share(experiment):.0%} run")
+    return f"{trials} trials x {epochs} epochs{stops}"
 
 
 def _share(experiment: "Experiment") -> float:
-    """Share of all epochs that successive halving runs: at each rung one in `reduction_factor` goes on."""
-    stopper, epochs = experiment.search.stopper, experiment.train.epochs
-    if stopper.kind == "none" or not experiment.search.trials:
-        return 1.0
-    rung, going_on, run = float(experiment.grace_epochs), 1.0, 0.0
-    before = 0.0
-    while rung < epochs:
-        run += (rung - before) * going_on
-        before, rung, going_on = rung, rung * stopper.reduction_factor, going_on / stopper.reduction_factor
-    return (run + (epochs - before) * going_on) / epochs
+    """Share of all epochs that successive halving runs; 1 where nobody can say beforehand what is stopped."""
+    from kdtune.tuning.rungs import expected_share
+
+    return expected_share(experiment) if experiment.search.trials else 1.0
 
 
 def _final_runs(experiment: "Experiment") -> int:

@@ -30,9 +30,18 @@ if TYPE_CHECKING:
     from kdtune.search.board import Board, Row
 
 PATIENCE = 1.5  # seconds of reading files that pass without a word
+FRAMES = 6  # a second, of the live table
 SHOWN_ROWS = 10
 SHOWN_CHANGES = 3
-STYLES = {"running": "cyan", "complete": "green", "stopped": "dim", "diverged": "red", "failed": "red"}
+STYLES = {
+    "waiting": "dim",
+    "running": "cyan",
+    "complete": "green",
+    "stopped": "dim",
+    "diverged": "red",
+    "failed": "red",
+}
+ENDED = ("complete", "stopped", "diverged", "failed")
 
 
 class Lines:
@@ -117,26 +126,31 @@ class Lines:
         self.say(f"assistant {name}: a search of its own, taught by {experiment.teacher_name}")
 
     def search_resumed(self, board: "Board") -> None:
-        self._reported = {row.trial for row in board.rows.values() if row.status != "running"}
+        self._reported = {row.trial for row in board.rows.values() if row.status in ENDED}
         self._retries = {row.trial: row.retries for row in board.rows.values()}
         self.say(f"search    taken up again with {board.ended} of {board.trials} trials done")
 
     def search_progress(self, board: "Board") -> None:
-        self.say_retries(board)
-        for row in board.rows.values():
-            if row.status != "running" and row.trial not in self._reported:
-                self._reported.add(row.trial)
-                self.say(
-                    f"trial {row.trial} {row.status:<8} epoch {row.epoch}/{board.epochs}, "
-                    f"{row.val_accuracy:.2%}; {headline(board)}"
-                )
-                self.say_failure(row)
+        row = board.changed
+        if row is None:
+            return
+        self.say_retries(row)
+        if row.status in ENDED and row.trial not in self._reported:
+            self._reported.add(row.trial)
+            self.say(
+                f"trial {row.trial} {row.status:<8} epoch {row.epoch}/{board.epochs}, "
+                f"{row.val_accuracy:.2%}; {headline(board)}"
+            )
+            self.say_failure(row)
 
-    def say_retries(self, board: "Board") -> None:
-        for row in board.rows.values():
-            if row.retries > self._retries.get(row.trial, 0):
-                self._retries[row.trial] = row.retries
-                self.say(f"trial {row.trial} was lost after epoch {row.epoch} and is taken up again: {row.error}")
+    def search_ended(self, board: "Board") -> None:
+        spent = f"; search.budget.{board.spent} is reached" if board.spent else ""
+        self.say(f"search    {headline(board)}{spent}")
+
+    def say_retries(self, row: "Row") -> None:
+        if row.retries > self._retries.get(row.trial, 0):
+            self._retries[row.trial] = row.retries
+            self.say(f"trial {row.trial} was lost after epoch {row.epoch} and is taken up again: {row.error}")
 
     def say_failure(self, row: "Row") -> None:
         if row.status == "failed":
@@ -153,7 +167,8 @@ class Terminal(Lines):
 
     def __init__(self) -> None:
         super().__init__()
-        self.live = Live(console=self.console, refresh_per_second=6, transient=True)
+        self._drawn = 0.0  # when the table of trials was
+        self.live = Live(console=self.console, refresh_per_second=FRAMES, transient=True)
 
     def files_read(self, done: int, total: int) -> None:
         super().files_read(done, total)
@@ -184,14 +199,15 @@ class Terminal(Lines):
         self.live.update(Text("getting ready ..."))
 
     def search_progress(self, board: "Board") -> None:
-        self.live.update(board_table(board))
-        self.say_retries(board)
-        for row in board.rows.values():
+        row, now = board.changed, time.monotonic()
+        if row is not None:
+            self.say_retries(row)
             if row.status == "failed" and row.trial not in self._reported:
                 self._reported.add(row.trial)
                 self.say_failure(row)
-        if board.ended == board.trials:
-            self.say(f"search    {headline(board)}")
+        if now - self._drawn > 1 / FRAMES:  # a large search has more results than anybody can see
+            self._drawn = now
+            self.live.update(board_table(board))
 
     def final_progress(self, done: int, total: int) -> None:
         self.live.update(_bar(f"final stage: {done}/{total} runs", done, total))
@@ -245,14 +261,14 @@ def headline(board: "Board") -> str:
         + (f", {failed} failed or diverged" if failed else "")
         + f", {best}"
         + (f", cache {there}/{views} columns" if there < views else "")
-        + (f", about {duration(left)} left" if left and board.ended < board.trials else "")
+        + (f", about {duration(left)} left" if left and board.ended < board.trials and not board.spent else "")
     )
 
 
 def board_table(board: "Board") -> RenderableType:
     """The running trials and the best of the others."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), expand=True, header_style="dim")
-    table.add_column("trial", width=5, justify="right")
+    table.add_column("trial", width=6, justify="right")
     table.add_column("status", width=8)
     table.add_column("epoch", width=9, justify="right")
     table.add_column("accuracy", width=8, justify="right")
@@ -274,7 +290,8 @@ def short_config(config: Mapping[str, Any]) -> str:
     for path, value in config.items():
         section, _, rest = path.partition(".")
         owner, _, name = (rest or section).partition(".")
-        schedules.setdefault(owner, {})[name or "start"] = value
+        fields = value if isinstance(value, Mapping) else {name or "start": value}
+        schedules.setdefault(owner, {}).update(fields)
     words = []
     for owner, fields in schedules.items():
         kind, start = fields.pop("kind", "fixed"), fields.pop("start", None)
@@ -284,11 +301,14 @@ def short_config(config: Mapping[str, Any]) -> str:
         shown = [owner, *([kind] if kind != "fixed" else [])]
         shown += [_number(start)] if start is not None else []
         shown += [f"→ {_number(end)}"] if end is not None else []
+        shown += [f"→ {_number(later)}" for later in fields.pop("values", ())]
         words.append(" ".join([*shown, *(f"{name} {_number(value)}" for name, value in fields.items())]))
     return ", ".join(words)
 
 
 def _number(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return " ".join(map(_number, value))
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 

@@ -15,12 +15,15 @@ from pydantic import ValidationError
 
 from kdtune.errors import ExperimentError, Problem, nearest
 from kdtune.experiment import chain, space
+from kdtune.experiment.midway import check_population
 from kdtune.experiment.models import Experiment
 from kdtune.experiment.sampling import sampler_problems
+from kdtune.experiment.stopping import readable
 from kdtune.experiment.values import ROW_SECTIONS, plain, row, with_values
 from kdtune.experiment.wording import problem, short
 
 LARGEST_FILE = 1_000_000  # bytes; an experiment file is a page of text
+NOT_LEARNING = ("random", "grid")  # samplers to which former trials are nothing
 MOST_VALUES = 100_000  # once every alias is written out
 
 
@@ -142,6 +145,9 @@ def _override(raw: dict[str, Any], override: str) -> None:
             here[part] = inner
         here = inner
     here[parts[-1]] = value
+    if parts[-2:] == ["stopper", "kind"]:  # another kind has no use for the fields of the one before
+        for name in here.keys() - readable(here).keys():
+            del here[name]
 
 
 def _keys(parts: list[str]) -> list[str]:
@@ -185,6 +191,11 @@ def parse(raw: Mapping[str, Any], source: str = "experiment") -> Experiment:
             searching = {"search": assistant.search.model_dump()}
             found = space.check(searching) or _check_search(assistant)
             problems += [Problem(f"{path}.{one.path}", one.message) for one in found]
+            problems += [
+                Problem(f"{path}.search.space.{searched}", "the architecture of a teacher is what its section says")
+                for searched in assistant.search.space
+                if space.is_architecture(searched)
+            ]
     if problems or experiment is None:
         raise ExperimentError(source, list(dict.fromkeys(problems)))
     return experiment
@@ -196,6 +207,23 @@ def _check_search(experiment: Experiment) -> list[Problem]:
     problems = space.idle(parameters, experiment) + sampler_problems(experiment)
     if parameters and not experiment.search.trials:
         problems.append(Problem("search.trials", "is 0, but search.space is not empty; remove one of them"))
+    if experiment.search.warm_start and experiment.search.sampler in NOT_LEARNING:
+        problems.append(
+            Problem(
+                "search.warm_start",
+                f"does nothing: the sampler {experiment.search.sampler} learns from no trial; choose another, or "
+                f"remove this field",
+            )
+        )
+    second = experiment.search.second_objective
+    if second is not None and not any(space.is_architecture(parameter.path) for parameter in parameters):
+        problems.append(
+            Problem(
+                "search.second_objective",
+                f"is {second}, which is the same for every trial: nothing in search.space changes the student. Add "
+                f"student.model: {{choice: [...]}} (or student.options.NAME) to it, or remove this field",
+            )
+        )
     try:
         for values in space.corners(parameters, experiment):
             try:
@@ -205,6 +233,8 @@ def _check_search(experiment: Experiment) -> list[Problem]:
                 problems += [Problem("search.space", f"with {tried}: {problem}") for problem in error.problems]
     except ValueError as error:
         problems.append(Problem("search.space", str(error)))
+    if experiment.search.stopper.kind == "population" and not problems:
+        problems += check_population(parameters, experiment)
     for k, point in enumerate(experiment.search.points):
         try:
             space.full_point(parameters, point, experiment)

@@ -5,6 +5,7 @@ models as JSON Schema for editors. Names of models, data sets and losses are spe
 without importing torch; tests hold them equal to the registries where the things live.
 """
 
+import math
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator, model_validator
@@ -102,9 +103,28 @@ class Experiment(Section):
     @model_validator(mode="after")
     def _grace_within_the_run(self) -> Self:
         grace = self.search.stopper.grace_epochs
-        if grace is not None and grace > self.train.epochs:
+        if grace is None:
+            return self
+        if grace > self.train.epochs:
             raise ValueError(
                 f"search.stopper.grace_epochs is {grace}, but a run has only {self.train.epochs} epochs (train.epochs)"
+            )
+        if grace < self.warmup_epochs:
+            raise ValueError(
+                f"search.stopper.grace_epochs is {grace}, but a run warms up over {self.warmup_epochs} epochs "
+                f"(train.warmup, distill.learned_temperature.warmup), where accuracies say little: "
+                f"give at least {self.warmup_epochs}, or null"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _brackets_differ(self) -> Self:
+        stopper = self.search.stopper
+        rungs = stopper.rungs(self.grace_epochs, self.train.epochs)
+        if stopper.brackets > len(rungs) + 1:
+            raise ValueError(
+                f"search.stopper.brackets is {stopper.brackets}, but with rungs at epochs {rungs or 'none'} of "
+                f"{self.train.epochs} only {len(rungs) + 1} differ, the last of which stops no trial: give at most that"
             )
         return self
 
@@ -172,4 +192,12 @@ class Experiment(Section):
 
     @property
     def grace_epochs(self) -> int:
-        return self.search.stopper.grace_epochs or max(1, self.train.epochs // 10)
+        """Before which no trial stops."""
+        return self.search.stopper.grace_epochs or max(1, self.train.epochs // 10, self.warmup_epochs)
+
+    @property
+    def warmup_epochs(self) -> int:
+        """Epochs over which the learning rate rises or a learned temperature begins to oppose its student."""
+        learned = self.distill.learned_temperature
+        share = max(self.train.warmup, learned.warmup if learned else 0.0)
+        return math.ceil(round(share * self.train.epochs, 9))  # 0.07 * 100 is a little more than 7

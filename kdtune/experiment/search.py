@@ -5,16 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from kdtune.experiment.section import Section, Seed
-
-
-class Stopper(Section):
-    """Which trials end early."""
-
-    kind: Literal["asha", "none"] = Field("asha", description="Asynchronous successive halving, or never.")
-    reduction_factor: float = Field(3, gt=1, description="ASHA keeps the best 1/factor at each rung.")
-    grace_epochs: int | None = Field(
-        None, ge=1, description="No trial stops before; null is a tenth of the run, at least 1."
-    )
+from kdtune.experiment.stopping import Stopper
 
 
 class Budget(Section):
@@ -50,11 +41,20 @@ class Search(Section):
     optuna_sampler: OptunaName | None = Field(None, description="Which of Optuna's samplers; null is tpe.")
     stopper: Stopper = Field(default_factory=Stopper, description="Which trials end early.")
     budget: Budget = Field(default_factory=Budget, description="Ends the search early; null is no limit.")
+    second_objective: Literal["parameters", "latency"] | None = Field(
+        None,
+        description="Weighed against accuracy where the space changes the student: fewer parameters, or fewer "
+        "milliseconds for one image. The best trial stays the most accurate one; the summary has the Pareto front.",
+    )
+    warm_start: tuple[str, ...] = Field(
+        (), description="Run folders of former searches, whose trials the sampler knows from the start."
+    )
     keep: int = Field(1, ge=0, description="Best trials whose last state stays on disk.")
     seed: Seed = Field(0, description="Of the sampler, and of every trial's weights and image order.")
     space: dict[str, Distribution] = Field(
         default_factory=dict,
-        description="Dotted path of a field of train or distill, or `teacher` -> its distribution.",
+        description="Dotted path of a field of train or distill, `teacher`, `student.model` or "
+        "`student.options.NAME` -> its distribution.",
     )
     points: list[dict[str, object]] = Field(
         default_factory=list, description="Configurations tried first, after textbook KD."

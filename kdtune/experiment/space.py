@@ -5,6 +5,8 @@
     distill.feature_weight:        {choice: [0, {loguniform: [0.01, 10]}]}
 
     teacher:                       {choice: [direct, assisted]}        # names of `teachers`
+    student.model:                 {choice: [resnet8, resnet14]}
+    student.options.dropout:       {uniform: [0, 0.5], when: {student.model: mlp-800-800}}
 
 `parse` turns it into `Parameter`s, one flat dimension each: a distribution inside a choice becomes a parameter of
 its own (`distill.feature_weight@1`) that is active only when that option is picked. `active` turns a sample of all
@@ -27,6 +29,7 @@ from kdtune.experiment.train import Train
 Distribution = Literal["choice", "uniform", "loguniform", "integer"]
 SEARCHABLE = ("train", "distill")
 TEACHER = "teacher"  # searched whole: a choice among the names of `teachers`
+STUDENT = "student"  # of which the architecture is searched
 MOST_CORNERS = 256
 WHOLE_NUMBERS = frozenset(f"train.{name}" for name, info in Train.model_fields.items() if info.annotation is int)
 
@@ -175,7 +178,7 @@ def active(parameters: Sequence[Parameter], sample: Mapping[str, Any], base: Exp
     values: dict[str, Any] = {}
     for parameter in conditions_first(parameters):
         if not all(
-            _same_any(values[path] if path in values else base and _plain(base, path), allowed)
+            _same_any(values[path] if path in values else base and value_in(base, path), allowed)
             for path, allowed in parameter.when.items()
         ):
             continue
@@ -223,15 +226,15 @@ def encoded(parameters: Sequence[Parameter], config: Mapping[str, Any]) -> dict[
 
 
 def look_up(base: BaseModel, path: str) -> object:
-    """Value of a dotted path in a validated experiment."""
+    """Value of a dotted path in a validated experiment; None of an option that the student does not set."""
     value: object = base
     for part in path.split("."):
-        value = getattr(value, part)
+        value = value.get(part) if isinstance(value, Mapping) else getattr(value, part)
     return value
 
 
-def _plain(base: BaseModel, path: str) -> object:
-    """Like `look_up`, but a fixed schedule counts as its number."""
+def value_in(base: BaseModel, path: str) -> object:
+    """Like `look_up`, but a fixed schedule counts as its number: what a parameter of that path would have been."""
     value = look_up(base, path)
     return value.start if isinstance(value, Schedule) and value.kind == "fixed" else value
 
@@ -248,7 +251,7 @@ def full_point(parameters: Sequence[Parameter], point: Mapping[str, object], bas
         raise ValueError(f"{min(unknown)} is not in search.space.{nearest(min(unknown), known)}")
     for parameter in parameters:
         named = parameter.path in point
-        given = point[parameter.path] if named else _plain(base, parameter.path)
+        given = point[parameter.path] if named else value_in(base, parameter.path)
         code = parameter.encode(given)
         if code is None and parameter.kind == "choice":  # the value may belong to a nested range
             code = next(
@@ -285,11 +288,17 @@ def check_path(path: str, where: str) -> list[Problem]:
     """Whether a dotted path exists in the experiment's models and may be searched."""
     model: type[BaseModel] = Experiment
     parts = path.split(".")
-    if path == TEACHER:
+    if path == TEACHER or is_architecture(path):
         return []
     if parts[0] not in SEARCHABLE or len(parts) < 2:
         guess = nearest(path, list(_searchable_paths()))
-        return [Problem(where, f"only fields of train and distill, and teacher, can be searched.{guess}")]
+        return [
+            Problem(
+                where,
+                f"only fields of train and distill, teacher, student.model and student.options.NAME can be searched."
+                f"{guess}",
+            )
+        ]
     for k, part in enumerate(parts):
         if part not in model.model_fields:
             guess = nearest(path, list(_searchable_paths()))
@@ -302,8 +311,15 @@ def check_path(path: str, where: str) -> list[Problem]:
     return []
 
 
+def is_architecture(path: str) -> bool:
+    """Whether what lies at a path decides what the student is, and not how it learns."""
+    section, _, rest = path.partition(".")
+    field, _, option = rest.partition(".")
+    return section == STUDENT and (rest == "model" or (field == "options" and option.isidentifier()))
+
+
 def _searchable_paths() -> Iterator[str]:
-    yield TEACHER
+    yield from (TEACHER, f"{STUDENT}.model", f"{STUDENT}.options.dropout")
     for section in SEARCHABLE:
         model = Experiment.model_fields[section].annotation
         assert isinstance(model, type)
@@ -317,13 +333,17 @@ def _searchable_paths() -> Iterator[str]:
 def corners(parameters: Sequence[Parameter], base: Experiment) -> Iterator[dict[str, Any]]:
     """Configurations at the ends of every range and at every option, combined within a schedule and within train.
 
-    A teacher belongs together with the feature loss and its weight: not every teacher has features for each of them.
+    Teacher and student belong together with the feature loss and its weight: not every teacher has features for each
+    of them, nor every student. Where these are too many, there are still all students.
     """
     groups: dict[str, list[Parameter]] = {}
     for parameter in parameters:
         section, _, rest = parameter.path.partition(".")
-        field = "feature_weight" if section == TEACHER or rest == "feature_loss" else rest.split(".")[0]
+        features = section in (TEACHER, STUDENT) or rest == "feature_loss"
+        field = "feature_weight" if features else rest.split(".")[0]
         groups.setdefault("train" if section == "train" else f"distill.{field}", []).append(parameter)
+        if section == STUDENT:
+            groups.setdefault(STUDENT, []).append(parameter)
     for group in groups.values():
         involved = list(group)
         for parameter in group:  # what decides whether this one is active belongs to its corners
@@ -341,7 +361,7 @@ def idle(parameters: Sequence[Parameter], base: Experiment) -> list[Problem]:
         for path, allowed in parameter.when.items():
             searched = [other for other in parameters if other.path == path]
             holds = any(other.encode(value) is not None for other in searched for value in allowed) or (
-                not searched and _same_any(_plain(base, path), allowed)
+                not searched and _same_any(value_in(base, path), allowed)
             )
             if not holds:
                 shown = " or ".join(map(str, allowed))

@@ -14,7 +14,7 @@ from kdtune.errors import ExperimentError, Problem
 from kdtune.experiment.models import Experiment
 from kdtune.experiment.objective import TEXTBOOK, Distill
 from kdtune.experiment.schedule import Schedule, fields_of, overlay
-from kdtune.experiment.search import Stopper
+from kdtune.experiment.stopping import Stopper
 from kdtune.experiment.wording import problem, short
 
 ROW_SECTIONS = ("train", "distill", "teacher", "student")

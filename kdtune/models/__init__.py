@@ -6,11 +6,13 @@ A model takes images [B, C, H, W] and gives logits [B, classes]. `name` is one o
     zoo              MODELS by name, `build_model`
     mlp, cnn, resnet, preactivation, resnext, densenet, vgg, mobile, torchvision_resnet    the networks
     foreign          timm's models, and functions of your own
-    taps, ghost      feature maps; shapes foretold on the meta device
+    taps, probe      feature maps; a model tried with one image
+    costs            parameters, bytes, milliseconds an image
 """
 
-from kdtune.models.ghost import check_model, stages, tap_shapes
+from kdtune.models.costs import cost_of, costs, latency_ms
 from kdtune.models.parts import ImageShape
+from kdtune.models.probe import check_model, stages, tap_shapes
 from kdtune.models.taps import Tapped, stages_of
 from kdtune.models.zoo import MODELS, build_model, count_parameters, options_of, rebuild_model
 
@@ -20,7 +22,10 @@ __all__ = [
     "Tapped",
     "build_model",
     "check_model",
+    "cost_of",
+    "costs",
     "count_parameters",
+    "latency_ms",
     "options_of",
     "rebuild_model",
     "stages",

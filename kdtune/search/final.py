@@ -5,11 +5,14 @@ final.jsonl, so a stage that was interrupted repeats only what is missing; of a 
 in the run folder. Seeds differ from the search's own, on which the winner was chosen.
 """
 
+import hashlib
+import json
 import logging
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +23,23 @@ from kdtune.data import Dataset
 from kdtune.errors import RunError
 from kdtune.experiment import Experiment, row, textbook
 from kdtune.records import ALONE, BEST, DISTILLED, TEXTBOOK_KD, append_line, mend, read_lines, write_bytes
+from kdtune.search.board import last_error
 from kdtune.search.crew import Crew
 from kdtune.search.notice import OF_A_MACHINE, draining
 from kdtune.search.placing import Slots
-from kdtune.search.trainable import SAVE_EVERY_S, arrive, leave, whereabouts, workplace
+from kdtune.search.recorder import LOST
+from kdtune.search.workplaces import arrive, leave, whereabouts, workplace
 from kdtune.trial import Materials, Tested
 
 log = logging.getLogger(__name__)
 
 MOST_CONFUSED = 100  # classes up to which a run's confusion matrix is kept
 WEIGHTS = "best.safetensors"  # of the winner's first seed: what is exported
+SAVE_EVERY_S = 30.0
 LOSSES = 3  # of a run's process between two states, before the stage ends
+
+
+Key = tuple[str, int, str]  # of a run: its row, its seed, and what it is made of
 
 
 @dataclass(frozen=True)
@@ -41,8 +50,16 @@ class Job:
     alone: bool
 
     @property
-    def key(self) -> tuple[str, int]:
-        return self.name, self.seed
+    def key(self) -> Key:
+        return self.name, self.seed, self.made_of
+
+    @cached_property
+    def made_of(self) -> str:
+        """Of everything that decides what the run gives: a search that went on may have found another winner."""
+        sections = ("data", "student", "train", "distill")
+        raw = {name: getattr(self.experiment, name).model_dump(mode="json") for name in sections}
+        raw["teacher"] = None if self.alone else self.experiment.own_teacher.model_dump(mode="json")
+        return hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
@@ -67,19 +84,21 @@ class FinalWorker:
         trial = self.place.start(job.experiment, seed=job.seed, alone=job.alone, whole=True)
         if state is not None:
             trial.restore(state)
-        saved, lost_before = time.monotonic(), whereabouts(self.place)[1]
+        saved, before = time.monotonic(), whereabouts(self.place)[1]
         for record in trial.records:
             if not record.last and (time.monotonic() - saved > SAVE_EVERY_S or draining(*whereabouts(self.place)[0])):
                 yield trial.state()
                 saved = time.monotonic()
-        tested = trial.test()
+        tested, lost = trial.test(), whereabouts(self.place)[1] - before
         line = {
             "name": job.name,
             "seed": job.seed,
+            "made_of": job.made_of,
             "test_accuracy": tested.accuracy,
             "confusion": _confusion(tested, ray.get(self.materials).dataset),
             "diverged": trial.history[-1].diverged,
-            "lost": whereabouts(self.place)[1] - lost_before,  # how often workers were
+            "lost": lost,  # how often workers or this process were
+            "error": LOST if lost else "",  # the last time
             "epochs": [record.to_json() for record in trial.history],
         }
         trial.stop()
@@ -91,7 +110,7 @@ class FinalWorker:
 
 def state_file(folder: Path, job: Job) -> Path:
     """Of a run that has not ended; the name as it is, since `a b` and `a-b` may be two rows."""
-    return folder / f"{job.name}-{job.seed}.pt"
+    return folder / f"{job.name}-{job.seed}-{job.made_of}.pt"
 
 
 def _confusion(tested: Tested, dataset: Dataset) -> list[list[int]] | None:
@@ -127,10 +146,11 @@ def run_final(
     path = folder / "final.jsonl"
     (folder / "final").mkdir(exist_ok=True)
     mend(path)
-    lines = list(read_lines(path))
     jobs = jobs_of(experiment, winner)
+    known = {(job.name, job.seed): job.made_of for job in jobs}
+    lines = [line for line in read_lines(path) if _is_of(line, known)]
     done = {(line["name"], line["seed"]) for line in lines}
-    waiting = [job for job in jobs if job.key not in done]
+    waiting = [job for job in jobs if (job.name, job.seed) not in done]
     watch(len(lines), len(jobs))
     for job, ended in _runs(waiting, folder / "final", materials, slots) if waiting else ():
         if job is jobs[0]:
@@ -142,6 +162,12 @@ def run_final(
     return lines
 
 
+def _is_of(line: Mapping[str, Any], known: Mapping[tuple[str, int], str]) -> bool:
+    """Whether a line is of a run that is wanted, and not of an earlier winner; earlier versions had only one."""
+    wanted = known.get((line["name"], line["seed"]))
+    return wanted is not None and line.get("made_of", wanted) == wanted
+
+
 def _runs(waiting: list[Job], folder: Path, materials: Materials, slots: Slots) -> Iterator[tuple[Job, Ended]]:
     """The jobs as they end, side by side. One whose process is lost is taken up by another."""
     held = {"num_cpus": slots.cpus, "num_gpus": slots.gpus} if slots.workers == 1 else {"num_cpus": 0}
@@ -149,8 +175,8 @@ def _runs(waiting: list[Job], folder: Path, materials: Materials, slots: Slots) 
     shared = (ray.put(materials),)
     crew = Crew(lambda: worker.remote(shared, slots), slots.concurrent)
     waiting = list(waiting)
-    retries: Counter[tuple[str, int]] = Counter()
-    losses: Counter[tuple[str, int]] = Counter()  # since the last state
+    errors: dict[Key, list[str]] = defaultdict(list)  # that ended processes
+    losses: Counter[Key] = Counter()  # since the last state
     busy: dict[Any, tuple[Job, Any]] = {}  # what a run streams -> the run and its actor, which ray leaves untyped
     while waiting or busy:
         crew.call(len(waiting))
@@ -167,7 +193,7 @@ def _runs(waiting: list[Job], folder: Path, materials: Materials, slots: Slots) 
             said: bytes | Ended = ray.get(next(stream))
         except ray.exceptions.RayError as error:
             del busy[stream]
-            retries[job.key] += 1
+            errors[job.key].append(last_error(str(error)))
             losses[job.key] += not getattr(error, "preempted", False)
             again = isinstance(error, ray.exceptions.RayActorError) or _of_the_machine(error)
             if not again or losses[job.key] > LOSSES:
@@ -189,7 +215,9 @@ def _runs(waiting: list[Job], folder: Path, materials: Materials, slots: Slots) 
             continue
         del busy[stream]
         crew.idle.append(actor)
-        said.line["lost"] += retries[job.key]
+        if errors[job.key]:
+            said.line["lost"] += len(errors[job.key])
+            said.line["error"] = errors[job.key][-1]
         yield job, said
     crew.end()
 

@@ -16,8 +16,9 @@ from kdtune.errors import ExperimentError, Problem
 from kdtune.experiment import Experiment
 from kdtune.experiment.search import OptunaName
 from kdtune.experiment.space import Parameter, active, encoded, parse
-from kdtune.tuning.curves import foretell, within_memory
+from kdtune.tuning.curves import within_memory
 from kdtune.tuning.making import first_points
+from kdtune.tuning.merit import merit
 from kdtune.tuning.samplers import clipped
 from kdtune.tuning.study import Sample, Seen
 
@@ -43,11 +44,21 @@ class OptunaSampler:
         self.told: set[int] = set()
 
     def propose(self, number: int, trials: Sequence[Seen]) -> Sample:
+        if not self.asked:
+            self._tell_former([seen for seen in trials if seen.run is not None and seen.values])
         for place, seen in enumerate(trials):
+            if seen.run is not None:
+                continue
             self._ask(seen.number)
             if seen.ended and seen.number not in self.told:
                 self._tell(seen, trials[: place + 1])
         return self._ask(number)
+
+    def _tell_former(self, trials: Sequence[Seen]) -> None:
+        """Trials of former searches, on the scale of the largest of them."""
+        if trials:
+            for seen, value in zip(trials, merit(trials, self.epochs).values.tolist(), strict=True):
+                self.searcher.add_evaluated_point(self._full(seen.sample), value)
 
     def _ask(self, number: int) -> Sample:
         if number not in self.asked:
@@ -62,15 +73,17 @@ class OptunaSampler:
         value = None
         if seen.values:
             known = [one for one in within_memory(so_far) if one.values]
-            value = float(foretell(known, self.epochs).values[-1])
+            value = float(merit(known, self.epochs).values[-1])
         ran_as_asked = seen.sample == self._active(self.asked[seen.number])
         if value is None or not ran_as_asked:
             self.searcher.on_trial_complete(str(seen.number), error=True)
         else:
             self.searcher.on_trial_complete(str(seen.number), {VALUE: value})
         if value is not None and not ran_as_asked:  # a search of several at once, taken up by a new process
-            full = {p.label: seen.sample.get(p.label, p.middle()) for p in self.parameters}
-            self.searcher.add_evaluated_point(full, value)
+            self.searcher.add_evaluated_point(self._full(seen.sample), value)
+
+    def _full(self, sample: Sample) -> dict[str, float]:
+        return {p.label: sample.get(p.label, p.middle()) for p in self.parameters}
 
     def _active(self, sample: Sample) -> Mapping[str, float]:
         return encoded(self.parameters, active(self.parameters, sample, self.base))

@@ -22,7 +22,8 @@ from kdtune.search.board import BoardWatcher
 from kdtune.search.final import run_final
 from kdtune.search.placing import Slots
 from kdtune.search.session import LOCAL, session
-from kdtune.search.sharing import check_seen, files_of, leave_link, on_cluster
+from kdtune.search.sharing import check_seen, leave_link, on_cluster
+from kdtune.search.states import states_of
 from kdtune.search.trials import run_trials
 from kdtune.storage import Mirror, folder_of
 from kdtune.training import default_device
@@ -30,8 +31,10 @@ from kdtune.trial import (
     Found,
     Materials,
     Progress,
+    asked,
     assistant_folder,
     columns_of,
+    finished,
     prepare,
     remember,
     winner_of,
@@ -71,7 +74,7 @@ def run_search(experiment: Experiment, watch: Watcher, address: str = LOCAL) -> 
     with working(experiment) as (folder, mirror):
         if address != LOCAL:
             leave_link(folder)
-        if (folder / "summary.json").exists() and (folder / "student").exists():
+        if finished(folder, experiment):
             watch.already_finished(folder)
         else:
             _Search(folder, mirror, experiment, watch, address).run()
@@ -126,7 +129,7 @@ class _Search:
         folder.mkdir(parents=True, exist_ok=True)
         child = assistant(experiment, name)
         self.watch.assistant_search(name, child)
-        found = winner_of(folder)
+        found = winner_of(folder, child)
         if found is None:
             materials = self._prepared(folder, child)
             with session(child.resources, self.address) as slots:
@@ -134,19 +137,20 @@ class _Search:
         return settled(experiment, name, found.best.config)
 
     def _winner(self, folder: Path, experiment: Experiment, materials: Materials, slots: Slots) -> Found:
-        """What the search of `folder` has found. Once winner.json is there it is over and the winner stays."""
-        found = winner_of(folder)
+        """What the search of `folder` has found. Once winner.json is there it is over, unless more is asked for."""
+        found = winner_of(folder, experiment)
         if found is None:
             (folder / "final").mkdir(exist_ok=True)
-            name = folder.relative_to(self.folder.parent).as_posix()
-            storage = files_of(self.experiment.storage, name)
-            board = run_trials(folder, experiment, materials, slots, self.watch, storage, self._pushed)
+            states = states_of(self.experiment.storage, folder.relative_to(self.folder.parent).as_posix())
+            board = run_trials(folder, experiment, materials, slots, self.watch, states, self._pushed)
             trials = read_trials(folder / "trials.jsonl")
             best = pick_best(trials)
             outcome = {
+                "asked": asked(experiment),
                 "trial": best.trial,
-                "trials": len(board.rows),
+                "trials": len(trials),
                 "stopped_early": board.count("stopped"),
+                "budget_spent": board.spent,
                 "seconds": round(board.seconds, 3),
                 "retried": [
                     {"trial": row.trial, "times": row.retries, "error": row.error}
@@ -158,26 +162,28 @@ class _Search:
             found = Found(trials, best, outcome)
         return found
 
-    def _pushed(self) -> None:
-        """Records go before Tune's state; a storage that is out of reach has neither, and gets both later.
-
-        Raises RunError where another machine has taken the run up: Tune's state there is that one's.
-        """
+    def _pushed(self) -> bool:
+        """Whether the storage has the records. Raises RunError where another machine has taken the run up."""
         if self.mirror is not None:
             try:
                 self.mirror.push()
             except StorageError as error:
                 log.warning("%s", error)
+                return False
+        return True
 
 
 def pick_best(trials: list[TrialRecord]) -> TrialRecord:
-    """Highest validation accuracy of the last epoch among trials that ran in full.
+    """Highest validation accuracy of the last epoch among trials that ran in full; where a budget ended before any
+    had, among those that came furthest.
 
     Small validation splits tie often: then the mean over the last quarter of the run decides, then who came first.
     """
-    complete = [trial for trial in trials if trial.complete and not trial.epochs[-1].diverged]
-    if not complete:
-        raise RunError("no trial ran in full without diverging; lower train.learning_rate or widen search.space")
+    sound = [trial for trial in trials if not trial.epochs[-1].diverged]
+    if not sound:
+        raise RunError("no trial ran without diverging; lower train.learning_rate or widen search.space")
+    furthest = max(trial.epochs[-1].epoch / trial.epochs[-1].epochs for trial in sound)
+    complete = [trial for trial in sound if trial.epochs[-1].epoch / trial.epochs[-1].epochs == furthest]
 
     def merit(trial: TrialRecord) -> tuple[float, float]:
         tail = trial.epochs[-max(1, len(trial.epochs) // 4) :]

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from pyarrow import fs
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from kdtune.errors import StorageError
@@ -20,7 +19,7 @@ from kdtune.experiment import Experiment
 from kdtune.experiment.caching import check_storage
 from kdtune.records import PART
 from kdtune.search.session import NODES
-from kdtune.storage import Remote, below, folder_of, is_uri
+from kdtune.storage import below, folder_of
 
 STORAGE = "KDTUNE_STORAGE"
 APPEARS_S = 5.0  # a file written on one node is seen by the others within this time
@@ -115,15 +114,3 @@ def leave_link(folder: Path) -> None:
     fresh = links / f".{uuid.uuid4().hex}{PART}"
     fresh.symlink_to(folder)
     fresh.replace(links / folder.name)
-
-
-def files_of(storage: str, name: str) -> tuple[fs.FileSystem, str]:
-    """Where Tune keeps the state of the run `name`: a file system and a path in it; any node can write there.
-
-    Raises StorageError where the address cannot be understood or reached.
-    """
-    address = below(storage, name)
-    if is_uri(storage):
-        remote = Remote(address, patient=True)
-        return remote.files, remote.root
-    return fs.LocalFileSystem(), str(folder_of(address))

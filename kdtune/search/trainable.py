@@ -5,38 +5,32 @@ not calling it again. Of one worker, the trial runs in this very process, which 
 cache mapped, teacher loaded. Of several, the process keeps their group.
 """
 
+import json
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import ray
-import torch
 from ray import tune
-from ray.tune.result import SHOULD_CHECKPOINT
 
 from kdtune.experiment import Experiment, with_values
-from kdtune.experiment.space import active, parse
-from kdtune.records import write_bytes
+from kdtune.records import EpochRecord
 from kdtune.search.notice import draining, held_back
 from kdtune.search.placing import Slots
-from kdtune.trial import Bench
-
-if TYPE_CHECKING:
-    from kdtune.search.group import Group
+from kdtune.search.states import States, state_name
+from kdtune.search.workplaces import leave, whereabouts, workplace
 
 SAVE_EVERY_S = 30.0
-STATE = "trial.pt"  # in a checkpoint
 
 
 class StudentTrial(tune.Trainable):
-    """config is a flat sample of the space; results hold `val_accuracy`, `epoch` and the `record`."""
+    """config is {"number": of the trial, "values": {path: value}, "told": epochs that are in the records}; results hold
+    `val_accuracy`, the `record` as JSON, and how often workers were `lost` since the last one."""
 
     def setup(  # type: ignore[override]  # with_parameters adds the other arguments
-        self, config: dict[str, Any], experiment: Experiment, materials: tuple[Any], slots: Slots
+        self, config: dict[str, Any], experiment: Experiment, materials: tuple[Any], slots: Slots, states: States
     ) -> None:
         """`materials` holds a reference to what is in Ray's object store."""
         self.experiment = experiment
-        self.parameters, _ = parse(experiment.search.space)
+        self.states = states
         with held_back():
             self.place = workplace(materials[0], slots)
         self.losses = 0  # of workers, as told so far
@@ -49,61 +43,37 @@ class StudentTrial(tune.Trainable):
         return True
 
     def _begin(self, config: dict[str, Any]) -> None:
-        values = active(self.parameters, config, self.experiment)
+        self.name = state_name(config["number"], config["values"])
+        self.told = config["told"]
+        experiment = with_values(self.experiment, config["values"])
         with held_back():
-            self.trial = self.place.start(with_values(self.experiment, values), seed=self.experiment.search.seed)
+            state = self.states.read(self.name)
+            self.trial = self.place.start(experiment, seed=self.experiment.search.seed)
+            if state is not None:
+                self.trial.restore(state)
         self.saved = time.monotonic()
 
     def step(self) -> dict[str, Any]:
         with held_back():
-            record = next(self.trial.records)
-        nodes, losses = whereabouts(self.place)
-        due = not record.last and (time.monotonic() - self.saved > SAVE_EVERY_S or draining(*nodes))
-        if due:
-            self.saved = time.monotonic()
+            record = self._next()
+            nodes, losses = whereabouts(self.place)
+            if self._due(record, nodes):
+                self.states.write(self.name, self.trial.state())
+                self.saved = time.monotonic()
         lost, self.losses = losses - self.losses, losses
-        return {
-            # a diverged trial is as bad as can be, in a number that sampler and scheduler understand
-            "val_accuracy": 0.0 if record.diverged else record.val_accuracy,
-            "epoch": record.epoch,
-            "record": record.to_json(),
-            "lost": lost,  # how often workers were, since the last result
-            "done": record.last,
-            SHOULD_CHECKPOINT: due,
-        }
+        return {"val_accuracy": record.val_accuracy or 0.0, "record": json.dumps(record.to_json()), "lost": lost}
 
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        write_bytes(Path(checkpoint_dir) / STATE, self.trial.state())
+    def _next(self) -> EpochRecord:
+        """A state may be newer than the records: what they lack is told first."""
+        history = self.trial.history
+        record = history[self.told] if len(history) > self.told else next(self.trial.records)
+        self.told = record.epoch
+        return record
 
-    def load_checkpoint(self, checkpoint: Any) -> None:  # Tune hands the folder over as a string
-        self.trial.restore((Path(checkpoint) / STATE).read_bytes())
+    def _due(self, record: EpochRecord, nodes: tuple[str, ...]) -> bool:
+        if record.last:
+            return bool(self.experiment.search.keep) and not record.diverged
+        return time.monotonic() - self.saved > SAVE_EVERY_S or draining(*nodes)
 
     def cleanup(self) -> None:
         leave(self.place)
-
-
-def workplace(materials: Any, slots: Slots) -> "Bench | Group":
-    """Where a process starts trials: in itself, or with a group of workers. `materials` is a reference."""
-    if slots.workers > 1:
-        from kdtune.search.group import Group  # Ray Train is a tenth of the imports of those who need none
-
-        return Group(materials, slots)
-    torch.set_num_threads(slots.threads)
-    return Bench(ray.get(materials), slots.device)
-
-
-def whereabouts(place: "Bench | Group") -> tuple[tuple[str, ...], int]:
-    """Of a group, the ids of all nodes that it needs, and how often workers were lost; of a bench there is nothing."""
-    return ((), 0) if isinstance(place, Bench) else place.whereabouts()
-
-
-def arrive(place: "Bench | Group") -> None:
-    """Returns once the workplace can begin."""
-    if not isinstance(place, Bench):
-        place.wait()
-
-
-def leave(place: "Bench | Group") -> None:
-    """What the workplace holds besides this process is free afterwards."""
-    if not isinstance(place, Bench):
-        place.end()

@@ -1,32 +1,38 @@
 """The trials of one search under Tune, begun or taken up again.
 
-board = run_trials(folder, experiment, materials, slots, watch)      # trials.jsonl is in the folder afterwards
+board = run_trials(folder, experiment, materials, slots, watch, states, push)   # trials.jsonl is in the folder then
 
-A trial whose process or node is lost, or that meets a full disk or a storage out of reach, is taken up again from its
-last checkpoint, by another process. Tune keeps its state and the checkpoints in the experiment's storage.
+Tune runs what the study asks for: it places trials on the cluster, keeps their processes, and starts another where one
+is lost. What a search knows is in its records, not with Tune, whose own folder goes with the process.
 """
 
+import json
 import os
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
-from pyarrow import fs
 from ray import tune
 from ray.tune.error import TuneError
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
 
 from kdtune.cache import open_cache
 from kdtune.errors import RunError
 from kdtune.experiment import Experiment
-from kdtune.search.asha import Asha, Whole
-from kdtune.search.board import Board, BoardWatcher, Recorder
+from kdtune.search.board import Board, BoardWatcher
 from kdtune.search.placing import Slots
-from kdtune.search.sampler import METRIC, MODE, make_searcher
+from kdtune.search.recorder import ERRORS, Recorder
+from kdtune.search.states import States
 from kdtune.search.trainable import StudentTrial
-from kdtune.trial import TUNE, Materials
+from kdtune.trial import Materials
+from kdtune.tuning.making import make_study
+from kdtune.tuning.study import Study
 
 RETRIES = 3  # of a trial that fails; a node that was taken away with notice does not count
 
@@ -41,102 +47,158 @@ def run_trials(
     materials: Materials,
     slots: Slots,
     watch: BoardWatcher,
-    storage: tuple[fs.FileSystem, str],
-    before_snapshot: Callable[[], None],
+    states: States,
+    push: Callable[[], bool],
 ) -> Board:
     """Runs what is left of the trials; the board at their end, with the seconds of all resumed runs.
 
-    `storage` is where any node can write: Tune's state goes below it. Raises RunError where every trial fails, and
-    Interrupted on Ctrl-C.
+    `push` says whether the records have reached the storage. Raises RunError where every trial fails, and Interrupted
+    on Ctrl-C.
     """
-    files, root = storage
-    begun = _has_state(files, f"{root}/{TUNE}")
-    recorder = _recorder(folder, experiment, materials, watch, begun, before_snapshot)
+    study = make_study(experiment, gpus=slots.gpus * slots.workers)
+    board = Board(experiment.search.trials, experiment.train.epochs)
+    caches = [open_cache(place, views=materials.columns) for place in materials.caches.values()]
+    recorder = Recorder(folder, study, board, watch, states, caches=caches, keep=experiment.search.keep, push=push)
+    recorder.begin()
+    if not study.over:
+        trainable = tune.with_parameters(
+            StudentTrial, experiment=experiment, materials=(ray.put(materials),), slots=slots, states=states
+        )
+        run_study(recorder, trainable, slots)
+    recorder.settle()
+    _check_finished(recorder)
+    watch.search_ended(board)
+    return board
+
+
+def run_study(recorder: Recorder, trainable: Any, slots: Slots) -> None:
+    """Has Tune run what the recorder's study asks for, until that is over or somebody interrupts it."""
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots.concurrent)
-    # annotated as str, compared as an enum
-    again = tune.ResumeConfig(errored=tune.ResumeConfig.ResumeType.RESUME)  # type: ignore[arg-type]
-    with _told_as_it_was(recorder):
-        analysis = tune.run(
-            tune.with_parameters(StudentTrial, experiment=experiment, materials=(ray.put(materials),), slots=slots),
-            name=TUNE,
-            storage_path=root,
-            storage_filesystem=files,
-            resume_config=again if begun else None,
+    link = _Link(recorder)
+    with tempfile.TemporaryDirectory(prefix="kdtune-tune-") as scratch, _told_as_it_was(link):
+        tune.run(
+            trainable,
+            name="trials",
+            storage_path=scratch,
             metric=METRIC,
-            mode=MODE,
-            num_samples=experiment.search.trials,
-            search_alg=make_searcher(experiment),
-            scheduler=recorder.scheduler,
+            mode="max",
+            num_samples=-1,  # the study says when it is over
+            search_alg=_Asking(link),
+            scheduler=_Judging(link),
             max_concurrent_trials=slots.concurrent,
             resources_per_trial=slots.request,
             reuse_actors=True,
-            checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
             max_failures=RETRIES,
-            callbacks=[recorder],
+            callbacks=[_Watching(link)],
             verbose=0,
             raise_on_failed_trial=False,
             trial_dirname_creator=_short_name,
             trial_name_creator=_short_name,
         )
-    _check_finished(experiment, analysis.trials, recorder)
-    return recorder.board
+
+
+METRIC = "val_accuracy"
+
+
+class _Link:
+    """Between Tune and the study: which trial is which, and what Tune would pass on as text only."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+        self.failure: OSError | None = None
+
+    @property
+    def study(self) -> Study:
+        return self.recorder.study
+
+
+class _Asking(Searcher):
+    """Tune's searcher: the study's next trial."""
+
+    def __init__(self, link: _Link) -> None:
+        super().__init__(metric=METRIC, mode="max")
+        self.link = link
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # FINISHED is text
+        seen = self.link.study.ask()
+        if seen is None:
+            return Searcher.FINISHED if self.link.study.closed else None
+        return {"number": seen.number, "values": dict(seen.config), "told": seen.epoch}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """The study has heard of it."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """There is nothing to save: the records are the state."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing is restored from Tune."""
+
+
+class _Judging(FIFOScheduler):
+    """Tune's scheduler: what the study says after each epoch."""
+
+    def __init__(self, link: _Link) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.link = link
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        try:
+            ended = self.link.recorder.result(trial.config["number"], json.loads(result["record"]), result["lost"])
+        except OSError as error:  # Tune would pass it on as text only
+            self.link.failure = error
+            raise
+        return str(TrialScheduler.STOP if ended else TrialScheduler.CONTINUE)
+
+
+class _Watching(tune.Callback):
+    """Tune's callback: what happens to trials besides results."""
+
+    def __init__(self, link: _Link) -> None:
+        self.link = link
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self.link.recorder.started(trial.config["number"])
+
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self.link.recorder.lost(trial.config["number"], _why(trial))
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self.link.recorder.failed(trial.config["number"], _why(trial))
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        self.link.recorder.look()
+
+
+def _why(trial: Trial) -> str:
+    # get_error() reads the copy in storage, which is made only later
+    return Path(trial.error_file).read_text() if trial.error_file else "no reason was recorded"
 
 
 @contextmanager
-def _told_as_it_was(recorder: Recorder) -> Iterator[None]:
+def _told_as_it_was(link: _Link) -> Iterator[None]:
     """What ends Tune is raised as the recorder met it, and Ctrl-C is handled afterwards as it was before."""
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         yield
     except TuneError as error:
-        if recorder.failure is not None:
-            raise recorder.failure from error
+        if link.failure is not None:
+            raise link.failure from error
         raise
     finally:
         signal.signal(signal.SIGINT, on_interrupt)  # Tune leaves its own handler, which ends nothing after it
-
-
-def _has_state(files: fs.FileSystem, path: str) -> bool:
-    """Whether Tune has left its state there."""
-    found = files.get_file_info(fs.FileSelector(path, allow_not_found=True))
-    return any(file.base_name.startswith("experiment_state-") for file in found)
-
-
-def _recorder(
-    folder: Path,
-    experiment: Experiment,
-    materials: Materials,
-    watch: BoardWatcher,
-    begun: bool,
-    before_snapshot: Callable[[], None],
-) -> Recorder:
-    stopper = experiment.search.stopper
-    scheduler = (
-        Asha(experiment.grace_epochs, stopper.reduction_factor, experiment.train.epochs)
-        if stopper.kind == "asha"
-        else Whole()
-    )
-    return Recorder(
-        folder / "trials.jsonl",
-        experiment,
-        scheduler,
-        watch,
-        resumed=begun,
-        caches=[open_cache(place, views=materials.columns) for place in materials.caches.values()],
-        before_snapshot=before_snapshot,
-    )
 
 
 def _short_name(trial: Any) -> str:  # ray is untyped
     return str(trial.trial_id)
 
 
-def _check_finished(experiment: Experiment, trials: list[Any], recorder: Recorder) -> None:
-    if sum(trial.is_finished() for trial in trials) < experiment.search.trials:
+def _check_finished(recorder: Recorder) -> None:
+    study = recorder.study
+    if not study.over:
         raise Interrupted
     failed = [row for row in recorder.board.rows.values() if row.status == "failed"]
-    if len(failed) == len(trials):
+    if failed and len(failed) == len(study.trials):
         raise RunError(
-            f"every trial failed. The first said: {failed[0].error}\n"
-            f"Whole tracebacks: {recorder.path.parent / 'ray'}/*/error.txt"
+            f"every trial failed. The first said: {failed[0].error}\nWhole tracebacks: {recorder.path.parent / ERRORS}"
         )

@@ -5,13 +5,15 @@ from kdtune.trial.caches import begin_caches, place_of, storage_of, views_needed
 from kdtune.trial.forecast import Forecast, Planned, forecasts
 from kdtune.trial.materials import Materials, Progress, Silent, check_networks, prepare
 from kdtune.trial.run_folder import (
-    TUNE,
+    STATES,
     Found,
+    asked,
     assistant_folder,
     at_work,
     check_materials,
     claim,
     columns_of,
+    finished,
     made_of,
     read_run,
     remember,
@@ -23,7 +25,7 @@ from kdtune.trial.running import Tested, Trial
 from kdtune.trial.teachers import kept_already, locate, obtain
 
 __all__ = [
-    "TUNE",
+    "STATES",
     "Bench",
     "Forecast",
     "Found",
@@ -33,6 +35,7 @@ __all__ = [
     "Silent",
     "Tested",
     "Trial",
+    "asked",
     "assistant_folder",
     "at_work",
     "begin_caches",
@@ -40,6 +43,7 @@ __all__ = [
     "check_networks",
     "claim",
     "columns_of",
+    "finished",
     "forecasts",
     "kept_already",
     "locate",

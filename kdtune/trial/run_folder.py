@@ -23,7 +23,7 @@ from kdtune.trial.materials import Materials
 log = logging.getLogger(__name__)
 
 COLUMNS = "columns"  # in materials.json
-TUNE = "ray"  # folder of Ray Tune's own state
+STATES = "states"  # folder of what trials go on from: any node writes there
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -83,9 +83,11 @@ def working(experiment: Experiment, suffix: str = "") -> Iterator[tuple[Path, Mi
         if is_uri(experiment.storage):
             name = f"{experiment.name}{suffix}"
             folder = local_root(experiment.storage) / name
-            mirror = stack.enter_context(mirrored(below(experiment.storage, name), folder, apart=(TUNE,)))
+            mirror = stack.enter_context(mirrored(below(experiment.storage, name), folder, apart=(STATES,)))
         folder = claim(experiment, suffix)
         stack.enter_context(at_work(folder))
+        if differences(experiment, read_run(folder)):  # it asks for more
+            write_text(folder / "experiment.yaml", dump(experiment))
         yield folder, mirror
 
 
@@ -143,7 +145,7 @@ def _check_same(experiment: Experiment, kept: Path) -> None:
             f"{kept.parent} holds an experiment that this version cannot read; choose another name "
             f"(--set name=...).\n{error}"
         ) from error
-    different = differences(experiment, found)
+    different = differences(experiment, _going_as_far(found, experiment))
     if different:
         shown = "\n".join(f"  - {line}" for line in different[:12])
         more = f"\n  and {len(different) - 12} more" if len(different) > 12 else ""
@@ -151,6 +153,15 @@ def _check_same(experiment: Experiment, kept: Path) -> None:
             f"{kept.parent} already holds another experiment; nothing was changed. This file against that "
             f"one:\n{shown}{more}\nChoose another name (--set name=...), or remove that folder"
         )
+
+
+def _going_as_far(found: Experiment, experiment: Experiment) -> Experiment:
+    """The experiment of a run with another's limits, if its search can go on with them: trials are never taken back,
+    and a population gets no more members once the states that these would go on from are gone."""
+    limits: dict[str, object] = {"budget": experiment.search.budget}
+    if experiment.search.trials >= found.search.trials > 0 and found.search.stopper.kind != "population":
+        limits["trials"] = experiment.search.trials
+    return found.model_copy(update={"search": found.search.model_copy(update=limits)})
 
 
 @dataclass(frozen=True)
@@ -162,11 +173,25 @@ class Found:
     outcome: Mapping[str, Any]
 
 
-def winner_of(folder: Path) -> Found | None:
-    """What a search that is over has found; None while it is not over."""
+def asked(experiment: Experiment) -> dict[str, Any]:
+    """How far a search goes: what may be raised later, to go on with it."""
+    return {"trials": experiment.search.trials, **experiment.search.budget.model_dump()}
+
+
+def finished(folder: Path, experiment: Experiment) -> bool:
+    """Whether the run is over, with as much search as the experiment asks for."""
+    if not (folder / "summary.json").exists() or not (folder / "student").exists():
+        return False
+    return not experiment.search.trials or winner_of(folder, experiment) is not None
+
+
+def winner_of(folder: Path, experiment: Experiment) -> Found | None:
+    """What a search that is over has found; None while it is not over, or where the experiment asks for more."""
     try:
         outcome: dict[str, Any] = json.loads((folder / "final" / "winner.json").read_text())
     except FileNotFoundError:
+        return None
+    if outcome.get("asked", asked(experiment)) != asked(experiment):  # an earlier version did not say
         return None
     trials = read_trials(folder / "trials.jsonl")
     return Found(trials, next(trial for trial in trials if trial.trial == outcome["trial"]), outcome)
@@ -182,7 +207,7 @@ def with_assistants(experiment: Experiment) -> Experiment:
     begun = experiment
     for name in searched_assistants(experiment):
         folder = assistant_folder(experiment, name)
-        found = winner_of(folder)
+        found = winner_of(folder, assistant(experiment, name))
         if found is None:
             raise TeacherError(f"the assistant {name!r} is found by a search of its own; run `kdtune search` first")
         if begun is experiment:

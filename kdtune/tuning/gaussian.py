@@ -2,8 +2,8 @@
 
 Where TPE takes each dimension by itself and learns from the order of trials alone, this learns from their values and
 from how sure these are: a trial that was stopped early counts as what its curve foretells, with the spread of that
-forecast as noise (`curves.py`). Matérn 5/2 kernel with a length for each feature, of highest marginal likelihood among
-a few (Rasmussen & Williams 2006, "Gaussian Processes for Machine Learning"); upper confidence bound (Srinivas et al.
+forecast as noise (`merit.py`). Matérn 5/2 kernel with a length for each feature, of highest marginal likelihood among a
+few (Rasmussen & Williams 2006, "Gaussian Processes for Machine Learning"); upper confidence bound (Srinivas et al.
 2010, "Gaussian Process Optimization in the Bandit Setting") over random places and such near the best.
 """
 
@@ -19,8 +19,9 @@ from scipy.linalg import cho_factor, cho_solve, solve_triangular
 from kdtune.experiment import Experiment
 from kdtune.experiment.space import Parameter
 from kdtune.tuning.cube import Cube
-from kdtune.tuning.curves import foretell, within_memory
-from kdtune.tuning.samplers import draws, startup_of
+from kdtune.tuning.curves import within_memory
+from kdtune.tuning.merit import merit
+from kdtune.tuning.samplers import draws, starts_up, startup_of
 from kdtune.tuning.study import Sample, Seen
 
 Floats = NDArray[np.float64]
@@ -105,7 +106,7 @@ class Process:
 
 
 class GaussianProcess:
-    """Random until `startup_of` trials have been proposed."""
+    """Random until `startup_of` trials have been proposed, here or in former searches."""
 
     def __init__(
         self, parameters: Sequence[Parameter], seed: int, *, trials: int, epochs: int, base: Experiment | None = None
@@ -119,10 +120,10 @@ class GaussianProcess:
 
     def propose(self, number: int, trials: Sequence[Seen]) -> Sample:
         source = random.Random(f"{self.seed} {number}")
+        if starts_up(number, trials, self.startup):
+            return draws(self.parameters, source)
         remembered = within_memory(trials)
         told = [seen for seen in remembered if seen.values]
-        if number < self.startup or len(told) < 2:
-            return draws(self.parameters, source)
         generator = np.random.default_rng(source.getrandbits(32))
         places = self.cube.places([seen.sample for seen in told])
         process = self._process(told, places).fitted()
@@ -138,7 +139,7 @@ class GaussianProcess:
 
     def _process(self, told: Sequence[Seen], places: Floats) -> Process:
         """Not yet fitted."""
-        forecast = foretell(told, self.epochs)
+        forecast = merit(told, self.epochs)
         middle = np.median(forecast.values)
         scale = max(float(np.quantile(forecast.values, 0.9) - middle), 1e-6)
         values = ((forecast.values - middle) / scale).clip(FLOOR)

@@ -6,10 +6,13 @@ from kdtune.experiment import Experiment
 from kdtune.experiment.objective import TEXTBOOK
 from kdtune.experiment.sampling import grid
 from kdtune.experiment.space import Parameter, full_point, parse
+from kdtune.experiment.stopping import ready_epochs
 from kdtune.tuning.gaussian import GaussianProcess
+from kdtune.tuning.population import Population
+from kdtune.tuning.rungs import brackets_of_search, longest_grace
 from kdtune.tuning.samplers import Grid, Random, Turns
-from kdtune.tuning.stoppers import Asha, Never
-from kdtune.tuning.study import Budget, Sampler, Stopper, Study
+from kdtune.tuning.stoppers import Asha, Median, Never
+from kdtune.tuning.study import Budget, Sampler, Seen, Stopper, Study
 from kdtune.tuning.tpe import TreeParzen
 
 SAMPLERS: dict[str, Callable[[Experiment, Sequence[Parameter]], Sampler]] = {
@@ -25,9 +28,10 @@ SAMPLERS: dict[str, Callable[[Experiment, Sequence[Parameter]], Sampler]] = {
     ),
 }
 STOPPERS: dict[str, Callable[[Experiment], Stopper]] = {
-    "asha": lambda experiment: Asha(
-        experiment.grace_epochs, experiment.search.stopper.reduction_factor, experiment.train.epochs
-    ),
+    "asha": lambda experiment: _asha(experiment),
+    "hyperband": lambda experiment: _asha(experiment),
+    "median": lambda experiment: Median(longest_grace(experiment)),
+    "population": lambda experiment: _population(experiment),
     "none": lambda experiment: Never(),
 }
 
@@ -42,8 +46,11 @@ def _gaussian_process(experiment: Experiment, parameters: Sequence[Parameter]) -
     return GaussianProcess(parameters, search.seed, trials=search.trials, epochs=epochs, base=experiment)
 
 
-def make_study(experiment: Experiment, *, gpus: float = 0.0, sampler: Sampler | None = None) -> Study:
-    """A fresh study; `gpus` are those that a trial holds, `sampler` is one that a room above has made."""
+def make_study(
+    experiment: Experiment, *, gpus: float = 0.0, known: Sequence[Seen] = (), sampler: Sampler | None = None
+) -> Study:
+    """A fresh study; `gpus` are those that a trial holds, `known` the trials of former searches, `sampler` is one that
+    a room above has made."""
     search = experiment.search
     parameters, _ = parse(search.space)
     return Study(
@@ -52,9 +59,22 @@ def make_study(experiment: Experiment, *, gpus: float = 0.0, sampler: Sampler | 
         STOPPERS[search.stopper.kind](experiment),
         Budget(search.trials, **search.budget.model_dump()),
         points=first_points(parameters, experiment) if search.sampler != "grid" else [],  # a grid has its own
+        known=known,
         base=experiment,
         gpus=gpus,
     )
+
+
+def _asha(experiment: Experiment) -> Asha:
+    brackets, dealt = brackets_of_search(experiment)
+    return Asha(brackets, experiment.search.stopper.reduction_factor, shares=dealt, seed=experiment.search.seed)
+
+
+def _population(experiment: Experiment) -> Population:
+    search, epochs = experiment.search, experiment.train.epochs
+    parameters, _ = parse(search.space)
+    ready = ready_epochs(experiment.grace_epochs, epochs)
+    return Population(parameters, ready, epochs, search.trials, search.seed)
 
 
 def first_points(parameters: Sequence[Parameter], experiment: Experiment) -> list[dict[str, float]]:

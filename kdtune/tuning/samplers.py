@@ -40,6 +40,12 @@ def startup_of(parameters: Sequence[Parameter], trials: int) -> int:
     return min(max(10, 2 * len(parameters)), max(1, trials // 3))
 
 
+def starts_up(number: int, trials: Sequence[Seen], startup: int) -> bool:
+    """Whether it is too early to learn; trials of former searches count as if they had been of this one."""
+    former = sum(seen.run is not None for seen in trials)
+    return former + number < startup or not any(seen.values for seen in trials)
+
+
 class Random:
     """Each trial from the distributions alone."""
 

@@ -2,8 +2,8 @@
 
 It splits the trials into the best few and the rest, models each dimension of both, and proposes what is likely among
 the best and unlikely among the rest. Only the order of trials matters to it, and `curves.py` tells that order for
-trials that were stopped at different epochs. HyperOpt sees a flat space: a label that is inactive in a trial has no
-value there, and of a proposal it means nothing.
+trials that were stopped at different epochs, `merit.py` for those of former searches too. HyperOpt sees a flat space: a
+label that is inactive in a trial has no value there, and of a proposal it means nothing.
 """
 
 import math
@@ -13,8 +13,9 @@ from functools import cached_property
 from typing import Any
 
 from kdtune.experiment.space import Parameter
-from kdtune.tuning.curves import foretell, within_memory
-from kdtune.tuning.samplers import clipped, draws, startup_of
+from kdtune.tuning.curves import within_memory
+from kdtune.tuning.merit import merit
+from kdtune.tuning.samplers import clipped, draws, starts_up, startup_of
 from kdtune.tuning.study import Sample, Seen
 
 BEST_SHARE = 0.25  # times the root of the number of trials: how many count as the best
@@ -22,7 +23,7 @@ MOST_BEST = 25
 
 
 class TreeParzen:
-    """Random until `startup_of` trials have been proposed."""
+    """Random until `startup_of` trials have been proposed, here or in former searches."""
 
     def __init__(self, parameters: Sequence[Parameter], seed: int, *, trials: int, epochs: int) -> None:
         """`trials` and `epochs` are those planned: of the search, and of a trial."""
@@ -33,7 +34,7 @@ class TreeParzen:
 
     def propose(self, number: int, trials: Sequence[Seen]) -> Sample:
         source = random.Random(f"{self.seed} {number}")
-        if number < self.startup or not any(seen.values for seen in trials):
+        if starts_up(number, trials, self.startup):
             return draws(self.parameters, source)
         from hyperopt import tpe, trials_from_docs  # seconds to import, and only this sampler needs it
 
@@ -70,7 +71,7 @@ class TreeParzen:
     def _documents(self, trials: Sequence[Seen]) -> list[dict[str, Any]]:
         """Trials as HyperOpt keeps them, the rank of a trial as its loss; those that have shown nothing have none."""
         told = [seen for seen in trials if seen.values]
-        ranks = dict(zip((seen.number for seen in told), foretell(told, self.epochs).ranks.tolist(), strict=True))
+        ranks = dict(zip((seen.number for seen in told), merit(told, self.epochs).ranks.tolist(), strict=True))
         return [self._document(seen, ranks.get(seen.number)) for seen in trials]
 
     def _document(self, seen: Seen, rank: int | None) -> dict[str, Any]:
