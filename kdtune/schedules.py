@@ -11,6 +11,7 @@ length, a stopped, resumed or promoted trial keeps its schedule.
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -53,6 +54,11 @@ def warmup(progress: float, *, start: float, end: float, warmup: float) -> float
     return linear(min(progress / warmup, 1.0), start=start, end=end)
 
 
+def piecewise(progress: float, *, start: float, values: Sequence[float], milestones: Sequence[float]) -> float:
+    """`start`, and from each milestone (a share of the run, ascending) on the value that stands beside it."""
+    return (start, *values)[bisect_right(milestones, progress)]
+
+
 # The parameters of each kind, by the functions' own names. `exponential` has a second form, `decay`.
 SCHEDULES: dict[str, Callable[..., float]] = {
     "fixed": fixed,
@@ -61,6 +67,7 @@ SCHEDULES: dict[str, Callable[..., float]] = {
     "exponential": exponential,
     "step": step,
     "warmup": warmup,
+    "piecewise": piecewise,
 }
 
 

@@ -503,8 +503,9 @@ def test_a_summary_has_exactly_its_keys(experiment: Experiment, summary_of: Summ
     write_summary(tmp_path, summary_of(experiment, LINES))
     summary = read_summary(tmp_path)
     assert summary == summary_of_without_latency(summary, summary_of(experiment, LINES))
-    assert summary.keys() == {"search", "best", "results", "latency_on", "classes", "confusion"}
-    assert summary["search"].keys() == {"trials", "epochs_run", "epochs_full", "seconds", "stopped_early", "retried"}
+    assert summary.keys() == {"search", "best", "pareto", "results", "latency_on", "classes", "confusion"}
+    told = {"trials", "epochs_run", "epochs_full", "seconds", "stopped_early", "retried", "rungs"}
+    assert summary["search"].keys() == told
     assert summary["best"].keys() == {"config", "val_accuracy"}
     for row in summary["results"]:
         assert row.keys() == {"name", "model", "test_accuracy", "mean", "std", "parameters", "size_mb", "latency_ms"}
@@ -526,6 +527,8 @@ def test_a_summary_counts_trials_and_epochs(experiment: Experiment, summary_of: 
         "seconds": 12.346,
         "stopped_early": 1,
         "retried": [{"trial": "0001", "times": 2, "error": "OSError: No space left (node 10.0.0.3)"}],
+        # one trial ran on from epoch 1 to its end, which is none to correlate
+        "rungs": [{"epoch": 1, "trials": 2, "spearman": None, "kendall": None, "low": None, "high": None}],
     }
     assert summary["latency_on"] == "CPU, one thread"
     assert summary["best"] == {"config": {"distill.alpha.start": 0.5}, "val_accuracy": 0.8}

@@ -60,6 +60,11 @@ def test_a_configuration_is_told_in_a_few_words() -> None:
     assert short_config(config) == "temperature exponential 4 → 1, feature_weight 0, learning_rate 0.1"
 
 
+def test_the_schedule_that_a_population_made_is_told_in_the_order_of_its_values() -> None:
+    made = {"kind": "piecewise", "start": 4, "values": [3.2, 2.56], "milestones": [0.25, 0.5]}
+    assert short_config({"distill.temperature": made}) == "temperature piecewise 4 → 3.2 → 2.56 milestones 0.25 0.5"
+
+
 def test_durations_are_told_in_the_largest_units_that_fit() -> None:
     assert [duration(s) for s in (5.4, 65, 7260)] == ["5 s", "1 min 5 s", "2 h 1 min"]
 

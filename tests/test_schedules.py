@@ -35,6 +35,7 @@ BY_HAND: list[tuple[object, list[float]]] = [
     ({"kind": "warmup", "start": 0, "end": 0.8, "warmup": 0.5}, [0, 0.4, 0.8, 0.8, 0.8]),
     ({"kind": "warmup", "start": 0, "end": 0.8, "warmup": 1}, [0, 0.2, 0.4, 0.6, 0.8]),
     ({"kind": "warmup", "start": 0.2, "end_ratio": 4, "warmup": 0.5}, [0.2, 0.5, 0.8, 0.8, 0.8]),
+    ({"kind": "piecewise", "start": 4, "values": [5, 2], "milestones": [0.25, 0.7]}, [4, 5, 5, 2, 2]),
 ]
 
 # What a file says -> words of the refusal.
@@ -70,6 +71,11 @@ REFUSED: list[tuple[object, str]] = [
     ({"kind": "step", "start": 4, "factor": 0.5, "milestones": [0.5, 1]}, "between 0 and 1, given 1"),
     ({"kind": "step", "start": 4, "factor": 0.5, "milestones": [0]}, "between 0 and 1, given 0"),
     ({"kind": "warmup", "start": 0, "end": 1, "warmup": 0}, "greater than 0"),
+    ({"kind": "piecewise", "start": 4, "values": [2]}, "takes start, milestones, values; given: start, values"),
+    ({"kind": "piecewise", "start": 4, "values": [2, 1], "milestones": [0.5]}, "2 values do not go with 1 milestones"),
+    ({"kind": "piecewise", "start": 4, "values": [2, 1], "milestones": [0.5, 0.5]}, "come one after the other"),
+    ({"kind": "piecewise", "start": 4, "values": [2], "milestones": [1]}, "between 0 and 1, given 1"),
+    ({"kind": "step", "start": 4, "values": [2], "milestones": [0.5]}, "kind step takes start, factor, milestones"),
     ({"kind": "warmup", "start": 0, "end": 1, "warmup": 1.5}, "less than or equal to 1"),
 ]
 
@@ -83,6 +89,16 @@ share = st.floats(0.01, 0.99)
 def _kind(name: str, start: st.SearchStrategy[float], rest: st.SearchStrategy[dict[str, Any]]) -> Any:
     """Schedules of one kind; `Any`: hypothesis types what `builds` makes by its caller."""
     return st.builds(lambda s, r: Schedule.model_validate({"kind": name, "start": s, **r}), start, rest)
+
+
+def first(pair: tuple[float, float]) -> float:
+    return pair[0]
+
+
+def cut(pairs: list[tuple[float, float]]) -> dict[str, Any]:
+    """Milestones in order, each with its value."""
+    milestones, values = zip(*sorted(pairs), strict=True)
+    return {"milestones": milestones, "values": values}
 
 
 @st.composite
@@ -105,6 +121,9 @@ any_schedule: st.SearchStrategy[Schedule] = st.one_of(
         st.fixed_dictionaries(
             {"factor": st.floats(0.1, 10), "milestones": st.lists(share, min_size=1, max_size=4)},
         ),
+    ),
+    _kind(
+        "piecewise", anything, st.lists(st.tuples(share, anything), min_size=1, max_size=4, unique_by=first).map(cut)
     ),
     _kind("warmup", anything, st.builds(lambda end, w: {**end, "warmup": w}, ends, st.floats(0.01, 1))),
 )

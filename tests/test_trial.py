@@ -14,7 +14,8 @@ from kdtune import training
 from kdtune.cache import LogitCache, open_cache
 from kdtune.data import Dataset, batches
 from kdtune.errors import RunError
-from kdtune.experiment import Experiment, load
+from kdtune.experiment import Experiment, load, with_values
+from kdtune.experiment.midway import continued
 from kdtune.records import EpochRecord
 from kdtune.teacher import Teacher
 from kdtune.trial import Bench, Materials, Silent, at_work, claim, prepare, read_run, remember, views_needed
@@ -167,6 +168,28 @@ def test_a_saved_trial_continues_bit_for_bit(
     assert without_seconds(list(second.records)) == without_seconds(said[1:])
     assert same(second.student.state.learner, uninterrupted.student.state.learner)
     assert [file.name for file in tmp_path.iterdir() if file.is_file()] == ["trial.pt"]
+
+
+@pytest.mark.parametrize("kind", ["logits", "features"])
+def test_a_fork_and_a_run_of_its_schedule_from_the_beginning_are_the_same_bit_for_bit(
+    make_experiment: MakeExperiment, materials: Materials, kind: str
+) -> None:
+    """What population-based training relies on: it goes on from another trial's state with other values."""
+    parent = {"distill.temperature": 4.0, "distill.alpha": 0.9} | (
+        {"distill.feature_weight": 1.0} if kind == "features" else {}
+    )
+    base = make_experiment({"train.epochs": 3})
+    fork = continued(parent, {path: 0.7 * value for path, value in parent.items()}, 1, 3)
+    first = Bench(materials, CPU).start(with_values(base, parent), seed=0)
+    next(first.records)
+    second = Bench(materials, CPU).start(with_values(base, fork), seed=0)
+    second.restore(first.state())
+    said = list(second.records)
+    assert [round(record.temperature or 0, 9) for record in said] == [2.8, 2.8]
+    whole = Bench(materials, CPU).start(with_values(base, fork), seed=0)
+    assert without_seconds(list(whole.records))[1:] == without_seconds(said)
+    assert same(second.student.state.learner, whole.student.state.learner)
+    assert list(first.records)[-1].loss != said[-1].loss
 
 
 def test_a_trial_that_runs_already_can_be_taken_back(
@@ -322,6 +345,24 @@ def test_a_run_folder_of_another_experiment_is_refused_by_the_fields_that_differ
     assert "--set name=" in message
     assert sorted(file.name for file in folder.iterdir()) == [".lock", "experiment.yaml", "trials.jsonl"]
     assert (folder / "experiment.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize(("stopper", "extends"), [("asha", True), ("population", False)])
+def test_a_search_may_have_more_trials_later_unless_they_are_a_populations(
+    make_experiment: MakeExperiment, stopper: str, extends: bool
+) -> None:
+    searching: dict[str, object] = {
+        "train.epochs": 4,
+        "search": {"trials": 4, "space": {"distill.alpha": {"uniform": [0, 1]}}, "stopper": {"kind": stopper}},
+    }
+    folder = claim(make_experiment(searching))
+    (folder / "trials.jsonl").write_text("{}\n")
+    more = make_experiment({**searching, "search.trials": 8})
+    if extends:
+        assert claim(more) == folder
+    else:
+        with pytest.raises(RunError, match=r"search\.trials: 8 against 4"):
+            claim(more)
 
 
 def test_a_file_may_be_corrected_as_long_as_nothing_has_come_of_it(make_experiment: MakeExperiment) -> None:

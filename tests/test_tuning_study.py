@@ -1,5 +1,6 @@
 """What a search knows: a study that was killed and is told its records again goes on as one that never was."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from kdtune.errors import RunError
 from kdtune.records import EpochRecord
 from kdtune.tuning.brackets import shares
 from kdtune.tuning.making import make_study
+from kdtune.tuning.population import Population
 from kdtune.tuning.samplers import Random
 from kdtune.tuning.stoppers import Asha, Median, Never
 from kdtune.tuning.study import DIVERGED, Budget, Stopper, Study
@@ -21,12 +23,13 @@ KINDS: dict[str, Callable[[], Stopper]] = {
     "asha": lambda: Asha([[1, 3]], 2),
     "hyperband": lambda: Asha([[1, 3], [3], []], 2, shares=shares(2, 2), seed=5),
     "median": lambda: Median(2),
+    "population": lambda: Population(SPACE, [2, 4, 6], 9, 8, 5),
     "none": Never,
 }
 
 
-def state(study: Study) -> dict[int, tuple[object, list[float], str]]:
-    return {n: (seen.config, list(seen.values), seen.status) for n, seen in sorted(study.trials.items())}
+def state(study: Study) -> list[dict[str, Any]]:
+    return [dataclasses.asdict(seen) for _, seen in sorted(study.trials.items())]
 
 
 # --- exactness
@@ -51,7 +54,7 @@ def test_a_study_rebuilt_from_its_records_decides_as_the_one_that_lived(
     for seen in lived.trials.values():  # its workers are gone too: one takes all up again, in order of their numbers
         seen.status = seen.status if seen.ended else "waiting"
     assert state(rebuilt) == state(lived)
-    after = [work(study, outcome, [0] * 80, workers=1, lines=[]) for study in (lived, rebuilt)]
+    after = [work(study, outcome, [0] * 120, workers=1, lines=[]) for study in (lived, rebuilt)]
     assert after[0] == after[1]
     assert state(rebuilt) == state(lived)
     assert rebuilt.over

@@ -1,12 +1,15 @@
 """What the tests of tuning share: records of epochs, trials as a stopper sees them, a search without Ray."""
 
+import json
 import math
 import random
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from kdtune.experiment.space import parse
+from kdtune.experiment.stopping import ready_epochs
 from kdtune.records import EpochRecord
+from kdtune.tuning.population import Population
 from kdtune.tuning.samplers import Random
 from kdtune.tuning.stoppers import Never
 from kdtune.tuning.study import DIVERGED, Budget, Seen, Stopper, Study
@@ -28,6 +31,11 @@ def line(number: int, config: object, told: EpochRecord, **more: object) -> Line
 
 def new_study(stopper: Stopper | None = None, trials: int = 8, **budget: Any) -> Study:
     return Study(SPACE, Random(SPACE, 0), stopper or Never(), Budget(trials, **budget))
+
+
+def new_population(members: int = 8, epochs: int = 9, seed: int = 0) -> Study:
+    """Compared after every second epoch."""
+    return new_study(Population(SPACE, ready_epochs(2, epochs), epochs, members, seed), members)
 
 
 class Judged:
@@ -85,7 +93,9 @@ def work(
         value = outcome(seen.number, seen.epoch + 1)
         told = record(seen.epoch + 1, value or 0.0, epochs=epochs, diverged=value is None)
         ended = study.tell(seen.number, told)
-        lines.append(line(seen.number, seen.config, told))
+        of, epoch = seen.parent or (None, None)
+        parent = {} if of is None else {"parent": {"trial": f"{of:04d}", "epoch": epoch}}
+        lines.append(json.loads(json.dumps(line(seen.number, seen.config, told, **parent))))
         said.append((seen.number, told.epoch, ended))
         busy[k] = None if ended else seen
     return said

@@ -11,7 +11,22 @@ from typing import NoReturn
 
 import typer
 
-from kdtune.cli import attach, cache, export, fetch, listing, logs, plan, schema, search, status, stop, teacher, train
+from kdtune.cli import (
+    attach,
+    cache,
+    export,
+    fetch,
+    listing,
+    logs,
+    plan,
+    report,
+    schema,
+    search,
+    status,
+    stop,
+    teacher,
+    train,
+)
 from kdtune.errors import KdtuneError
 
 app = typer.Typer(
@@ -29,6 +44,7 @@ app.command("train")(train.train)
 app.command("teacher")(teacher.teacher)
 app.add_typer(cache.app, name="cache")
 app.command("export")(export.export)
+app.command("report")(report.report)
 app.command("list")(listing.list_known)
 app.command("schema")(schema.schema)
 

@@ -27,11 +27,18 @@ Overrides = Annotated[
 ]
 
 
-def read(file: Path | None, overrides: list[str] | None) -> "Experiment":
-    """The experiment of a command line."""
-    from kdtune.experiment import load
+def read(file: Path | None, overrides: list[str] | None, warm_start: list[str] | None = None) -> "Experiment":
+    """The experiment of a command line, the searches of `warm_start` after those that the file names."""
+    from kdtune.experiment import load, parse
+    from kdtune.experiment.values import plain
 
-    return load(file or default_file(), overrides or ())
+    path = file or default_file()
+    experiment = load(path, overrides or ())
+    if not warm_start:
+        return experiment
+    runs = (*experiment.search.warm_start, *warm_start)
+    search = experiment.search.model_copy(update={"warm_start": tuple(dict.fromkeys(runs))})
+    return parse(plain(experiment.model_copy(update={"search": search})), str(path))
 
 
 def default_file() -> Path:

@@ -78,6 +78,7 @@ def _trials(experiment: "Experiment") -> str:
     stopper = experiment.search.stopper.kind
     stops = {
         "median": ", fewer where the median rule stops them",
+        "population": "",
         "none": "",
     }.get(stopper, f", of which {stopper} lets about {_share(experiment):.0%} run")
     return f"{trials} trials x {epochs} epochs{stops}"

@@ -268,7 +268,7 @@ def headline(board: "Board") -> str:
 def board_table(board: "Board") -> RenderableType:
     """The running trials and the best of the others."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), expand=True, header_style="dim")
-    table.add_column("trial", width=5, justify="right")
+    table.add_column("trial", width=6, justify="right")
     table.add_column("status", width=8)
     table.add_column("epoch", width=9, justify="right")
     table.add_column("accuracy", width=8, justify="right")
@@ -290,7 +290,8 @@ def short_config(config: Mapping[str, Any]) -> str:
     for path, value in config.items():
         section, _, rest = path.partition(".")
         owner, _, name = (rest or section).partition(".")
-        schedules.setdefault(owner, {})[name or "start"] = value
+        fields = value if isinstance(value, Mapping) else {name or "start": value}
+        schedules.setdefault(owner, {}).update(fields)
     words = []
     for owner, fields in schedules.items():
         kind, start = fields.pop("kind", "fixed"), fields.pop("start", None)
@@ -300,11 +301,14 @@ def short_config(config: Mapping[str, Any]) -> str:
         shown = [owner, *([kind] if kind != "fixed" else [])]
         shown += [_number(start)] if start is not None else []
         shown += [f"→ {_number(end)}"] if end is not None else []
+        shown += [f"→ {_number(later)}" for later in fields.pop("values", ())]
         words.append(" ".join([*shown, *(f"{name} {_number(value)}" for name, value in fields.items())]))
     return ", ".join(words)
 
 
 def _number(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return " ".join(map(_number, value))
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 

@@ -31,6 +31,16 @@ Address = Annotated[
     ),
 ]
 Down = Annotated[bool, typer.Option("--down", help="Take the cluster down once the results are here.")]
+WarmStart = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--warm-start",
+        metavar="RUN",
+        show_default=False,
+        help="Run folder of a former search, whose trials the sampler knows from the start; as search.warm_start. "
+        "May be repeated.",
+    ),
+]
 Shipped = Annotated[
     bool, typer.Option("--shipped", hidden=True, help="For jobs: who fetches the run prints its results.")
 ]
@@ -43,6 +53,7 @@ def search(
     cluster: Cluster = None,
     address: Address = None,
     down: Down = False,
+    warm_start: WarmStart = None,
     shipped: Shipped = False,
 ) -> None:
     """Search, retrain the winner and its baselines, export the best student, print the table.
@@ -50,7 +61,7 @@ def search(
     The same command takes up an interrupted run. Without FILE it runs the built-in digits experiment.
     It runs on the cluster of cluster.yaml, if that is running, else on this machine, and says which, and why.
     """
-    experiment = read(file, overrides)
+    experiment = read(file, overrides, warm_start)
 
     from kdtune.cli.remote import begun_before, is_here, on_cluster, show_results, take_down
     from kdtune.cluster.finding import There, choose

@@ -5,18 +5,20 @@
     temperature: {kind: exponential, start: 4, rate: 0.95, floor: 1}    # an epoch
     alpha:       {kind: step, start: 0.9, factor: 0.5, milestones: [0.5, 0.75]}
     alpha:       {kind: warmup, start: 0, end: 0.9, warmup: 0.2}
+    temperature: {kind: piecewise, start: 4, values: [3.2, 2.6], milestones: [0.25, 0.5]}
 
 A field that the kind does not read is refused. `at(epoch, epochs)` gives the value.
 """
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from kdtune import schedules
 
-Kind = Literal["fixed", "linear", "cosine", "exponential", "step", "warmup"]
+Kind = Literal["fixed", "linear", "cosine", "exponential", "step", "warmup", "piecewise"]
 
 # Each kind's forms: the fields that it reads besides `kind` and `start`. The first that fits is used.
 FORMS: dict[str, tuple[frozenset[str], ...]] = {
@@ -26,6 +28,7 @@ FORMS: dict[str, tuple[frozenset[str], ...]] = {
     "exponential": (frozenset({"end"}), frozenset({"end_ratio"}), frozenset({"rate", "floor"})),
     "step": (frozenset({"factor", "milestones"}),),
     "warmup": (frozenset({"end", "warmup"}), frozenset({"end_ratio", "warmup"})),
+    "piecewise": (frozenset({"values", "milestones"}),),
 }
 
 
@@ -47,8 +50,9 @@ class Schedule(BaseModel):
     floor: float | None = Field(None, description="Exponential with `rate`: never below this value.")
     factor: float | None = Field(None, gt=0, description="Step: multiplies the value at each milestone.")
     milestones: tuple[float, ...] | None = Field(
-        None, min_length=1, description="Step: shares of the run (0 to 1) at which the value steps."
+        None, min_length=1, description="Step, piecewise: shares of the run (0 to 1) at which the value steps."
     )
+    values: tuple[float, ...] | None = Field(None, min_length=1, description="Piecewise: from each milestone on.")
     warmup: float | None = Field(None, gt=0, le=1, description="Warmup: the share of the run it takes.")
 
     @model_validator(mode="before")
@@ -74,10 +78,15 @@ class Schedule(BaseModel):
         for milestone in self.milestones or ():
             if not 0 < milestone < 1:
                 raise ValueError(f"milestones are shares of the run between 0 and 1, given {milestone}")
+        if self.values is not None and self.milestones is not None:
+            if len(self.values) != len(self.milestones):
+                raise ValueError(f"{len(self.values)} values do not go with {len(self.milestones)} milestones")
+            if any(one >= other for one, other in pairwise(self.milestones)):
+                raise ValueError(f"milestones of values come one after the other, given {list(self.milestones)}")
         return self
 
     def parameters(self) -> dict[str, Any]:
-        """Keyword arguments for `schedules.value`; an end ratio becomes the end. `Any`: numbers or a tuple."""
+        """Keyword arguments for `schedules.value`; an end ratio becomes the end. `Any`: numbers or tuples."""
         given = self.model_dump(exclude_none=True, exclude={"kind"})
         if "end_ratio" in given:
             given["end"] = self.start * given.pop("end_ratio")
@@ -88,13 +97,14 @@ class Schedule(BaseModel):
         return schedules.value(self.kind, epoch, epochs, **self.parameters())
 
     def extremes(self) -> tuple[float, ...]:
-        """Values that bound the schedule in any run: every kind is monotone between them."""
+        """Values that bound the schedule in any run: every kind stays between them."""
         given = self.parameters()
         steps = (
             tuple(self.start * given["factor"] ** k for k in range(len(given["milestones"]) + 1))
             if self.kind == "step"
             else ()
         )
+        steps += self.values or ()
         return (self.start, *(given[name] for name in ("end", "floor") if name in given), *steps)
 
     @property

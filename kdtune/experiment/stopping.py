@@ -3,6 +3,7 @@
     stopper: asha's fields   {kind: asha, reduction_factor: 3, grace_epochs: 6, brackets: 1}
              hyperband's     {kind: hyperband, reduction_factor: 3, grace_epochs: 6}
              median's        {kind: median, grace_epochs: 6}
+             population's    {kind: population, grace_epochs: 6}
              none's          {kind: none}
 
 A field that the kind does not read is refused, and left out where an experiment is written down.
@@ -19,6 +20,7 @@ READ: dict[str, tuple[str, ...]] = {
     "asha": ("reduction_factor", "grace_epochs", "brackets"),
     "hyperband": ("reduction_factor", "grace_epochs"),
     "median": ("grace_epochs",),
+    "population": ("grace_epochs",),
     "none": (),
 }
 
@@ -26,13 +28,17 @@ READ: dict[str, tuple[str, ...]] = {
 class Stopper(Section):
     """Which trials end early."""
 
-    kind: Literal["asha", "hyperband", "median", "none"] = Field(
+    kind: Literal["asha", "hyperband", "median", "population", "none"] = Field(
         "asha",
-        description="Asynchronous successive halving, the same in all of Hyperband's brackets, the median rule, never.",
+        description="Asynchronous successive halving, the same in all of Hyperband's brackets, the median rule, "
+        "population-based training (which goes on from the best in place of the worst), never.",
     )
     reduction_factor: float = Field(3, gt=1, description="asha, hyperband: keeps the best 1/factor at each rung.")
     grace_epochs: int | None = Field(
-        None, ge=1, description="No trial stops before; null is a tenth of the run, at least 1, and never in a warm-up."
+        None,
+        ge=1,
+        description="No trial stops before; null is a tenth of the run, at least 1, and never in a warm-up. "
+        "population: how many epochs lie between one comparison of members and the next.",
     )
     brackets: int = Field(
         1,
@@ -65,6 +71,11 @@ def readable(section: dict[str, Any]) -> dict[str, Any]:
     """A `stopper` section without the fields that its kind does not read; `Any`: as a file has it."""
     known = READ.get(str(section.get("kind", "asha")))
     return section if known is None else {k: v for k, v in section.items() if k == "kind" or k in known}
+
+
+def ready_epochs(interval: int, epochs: int) -> list[int]:
+    """Epochs after which members of a population are compared: so many apart, and so many before the last."""
+    return list(range(interval, epochs - max(interval, 2) + 1, interval))
 
 
 def rungs_of(grace: int, factor: float, epochs: int) -> list[int]:

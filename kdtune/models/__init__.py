@@ -6,7 +6,7 @@ A model takes images [B, C, H, W] and gives logits [B, classes]. `name` is one o
     zoo              MODELS by name, `build_model`
     mlp, cnn, resnet, preactivation, resnext, densenet, vgg, mobile, torchvision_resnet    the networks
     foreign          timm's models, and functions of your own
-    taps, ghost      feature maps; shapes foretold on the meta device
+    taps, probe      feature maps; a model tried with one image
     costs            parameters, bytes, milliseconds an image
 """
 

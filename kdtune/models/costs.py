@@ -35,10 +35,10 @@ def cost_of(experiment: Experiment, shape: ImageShape, classes: int, device: tor
     student, wanted = experiment.student, experiment.search.second_objective
     if wanted is None:
         return None
-    if wanted == "parameters":
-        return parameters(student.model, shape, classes, student.options)
     with torch.random.fork_rng(devices=[]):
         network = rebuild_model(student.model, shape, classes, student.options)
+    if wanted == "parameters":
+        return count_parameters(network)
     return round(latency_ms(network.to(device).eval(), shape), 4)
 
 

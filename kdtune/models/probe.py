@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from kdtune.errors import ModelError
 from kdtune.models.parts import ImageShape
 from kdtune.models.taps import Tapped, stages_of
-from kdtune.models.zoo import build_model, count_parameters
+from kdtune.models.zoo import build_model
 
 T = TypeVar("T")
 
@@ -50,11 +50,6 @@ def tap_shapes(
         if not isinstance(feature, Tensor):
             raise ModelError(f"{name}: tap {tap!r} gives {type(feature).__name__}, expected a tensor")
     return [tuple(feature.shape[1:]) for feature in features]
-
-
-def parameters(name: str, image_shape: ImageShape, classes: int, options: Mapping[str, object] | None = None) -> int:
-    """How many a model has."""
-    return _try(name, image_shape, classes, options, lambda network, images: count_parameters(network))
 
 
 def stages(

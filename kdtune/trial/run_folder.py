@@ -156,9 +156,10 @@ def _check_same(experiment: Experiment, kept: Path) -> None:
 
 
 def _going_as_far(found: Experiment, experiment: Experiment) -> Experiment:
-    """The experiment of a run with another's limits, if its search can go on with them: trials are never taken back."""
+    """The experiment of a run with another's limits, if its search can go on with them: trials are never taken back,
+    and a population gets no more members once the states that these would go on from are gone."""
     limits: dict[str, object] = {"budget": experiment.search.budget}
-    if experiment.search.trials >= found.search.trials > 0:
+    if experiment.search.trials >= found.search.trials > 0 and found.search.stopper.kind != "population":
         limits["trials"] = experiment.search.trials
     return found.model_copy(update={"search": found.search.model_copy(update=limits)})
 

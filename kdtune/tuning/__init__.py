@@ -3,7 +3,8 @@
     study.py      Study: what to run next, whether it goes on; rebuilt from the records of a run
     samplers.py   who proposes
     stoppers.py   who is stopped (rungs.py, brackets.py: at which epochs)
-    fidelity.py   whether that was safe
+    population.py whose place a fork takes: schedules that are found in mid-training
+    fidelity.py   whether stopping early was safe
     pareto.py     accuracy against a cost
     merit.py      what trials are worth to samplers, of former searches too, and where a cost is weighed
     warm.py       trials of former searches

@@ -12,7 +12,7 @@ random state. `replay` tells it the lines of the records again.
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from kdtune.errors import RunError
 from kdtune.experiment import Experiment
@@ -22,6 +22,7 @@ from kdtune.records import EpochRecord
 Sample = Mapping[str, float]  # by label of a parameter; only of those that are active
 Status = Literal["waiting", "running", "complete", "stopped", "diverged", "failed"]
 DAMAGED = "the file was edited or damaged. Put it back, or choose another name"
+FORKS_FROM = 100_000  # their numbers: a sampler is asked by the number of a trial, and forks are none of its
 DIVERGED = 0.0  # stands for the accuracy of a trial that diverged: as bad as can be, and a number
 
 
@@ -36,6 +37,7 @@ class Seen:
     status: Status = "waiting"
     cost: float | None = None  # in the unit of `search.second_objective`
     run: str | None = None  # a former search, whose accuracies are on a scale of their own; None is this one
+    parent: tuple[int, int] | None = None  # (number, epoch) of the state that it goes on from; values begin with its
 
     @property
     def epoch(self) -> int:
@@ -66,10 +68,36 @@ class Stopper(Protocol):
 
 
 @dataclass(frozen=True)
+class Fork:
+    """A trial that goes on from another's state, with another configuration from there on."""
+
+    parent: tuple[int, int]  # number, and epochs that it has behind it
+    config: Mapping[str, Any]
+    values: Sequence[float] = field(default=(), compare=False)  # of those epochs
+
+
+@runtime_checkable
+class Forking(Stopper, Protocol):
+    """A stopper that has something better to do than what it stops."""
+
+    def fork(self, seen: Seen) -> Fork:
+        """What takes the place of a trial that was just stopped."""
+        ...
+
+    def keeps(self, seen: Seen) -> bool:
+        """Whether a fork may still go on from the trial's state at its present epoch."""
+        ...
+
+    def wanted(self) -> set[tuple[int, int]]:
+        """All states, by number and epoch, that a fork may still go on from."""
+        ...
+
+
+@dataclass(frozen=True)
 class Budget:
     """When no further trial is begun, and running ones end with their epoch."""
 
-    trials: int
+    trials: int  # without forks
     epochs: int | None = None  # of all trials together
     seconds: float | None = None
     gpu_hours: float | None = None
@@ -94,6 +122,8 @@ class Study:
         self.parameters = parameters
         self.sampler = sampler
         self.stopper = stopper
+        self.forking = stopper if isinstance(stopper, Forking) else None
+        self.forks: list[Fork] = []  # that have not begun
         self.budget = budget
         self.points = points
         self.known = known
@@ -113,21 +143,31 @@ class Study:
         Raises RunError where a line is no epoch of a trial, or an epoch is missing: no crash leaves that.
         """
         for count, line in enumerate(lines, start=1):
-            try:
-                number, config, record = int(line["trial"]), dict(line["config"]), EpochRecord.from_json(line)
-            except (KeyError, TypeError, AttributeError, ValueError) as error:
-                raise RunError(f"trials.jsonl, line {count} is no epoch of a trial: {DAMAGED}") from error
-            seen = self.trials.get(number) or self._add(number, config)
-            if record.epoch > seen.epoch + 1:
-                raise RunError(
-                    f"trials.jsonl, line {count} tells of epoch {record.epoch} of trial {line['trial']} after epoch "
-                    f"{seen.epoch}: {DAMAGED}"
-                )
-            self.tell(number, record, line.get("cost"))
-            self.before = max(self.before, line.get("at", 0.0))  # earlier versions did not say
+            problem = self._replay(line)
+            if problem is not None:
+                raise RunError(f"trials.jsonl, line {count} {problem}: {DAMAGED}")
         for seen in self.trials.values():
             if not seen.ended:
                 seen.status = "waiting"
+
+    def _replay(self, line: Mapping[str, Any]) -> str | None:
+        """What is wrong with the line, if anything."""
+        try:
+            number, config, record = int(line["trial"]), dict(line["config"]), EpochRecord.from_json(line)
+            parent = (int(line["parent"]["trial"]), int(line["parent"]["epoch"])) if "parent" in line else None
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            return f"is no epoch of a trial ({type(error).__name__}: {error})"
+        if number not in self.trials:
+            fork = None if parent is None else Fork(parent, config)
+            if fork is not None and fork not in self.forks:
+                return f"tells of the fork {line['trial']}, to which nothing before it led"
+            self._add(number, config, fork and self.forks.pop(self.forks.index(fork)))
+        seen = self.trials[number]
+        if record.epoch > seen.epoch + 1:
+            return f"tells of epoch {record.epoch} of trial {line['trial']} after epoch {seen.epoch}"
+        self.tell(number, record, line.get("cost"))
+        self.before = max(self.before, line.get("at", 0.0))  # earlier versions did not say
+        return None
 
     @property
     def seconds(self) -> float:
@@ -145,21 +185,32 @@ class Study:
         return seen
 
     def _proposed(self) -> Seen | None:
-        number = next(n for n in range(len(self.trials) + 1) if n not in self.trials)
+        if self.forks:
+            fork = self.forks.pop(0)
+            return self._add(self._free(FORKS_FROM), fork.config, fork)
+        number = self._free(0)
         if number >= self.budget.trials:
             return None
         if number < len(self.points):
             sample: Sample | None = self.points[number]
         else:
-            sample = self.sampler.propose(number, [*self.known, *(self.trials[n] for n in sorted(self.trials))])
+            asked = [self.trials[n] for n in sorted(self.trials) if n < FORKS_FROM]
+            sample = self.sampler.propose(number, [*self.known, *asked])
         if sample is None:
             self.exhausted = True
             return None
         return self._add(number, active(self.parameters, sample, self.base))
 
-    def _add(self, number: int, config: Mapping[str, Any]) -> Seen:
-        self.trials[number] = Seen(number, config, encoded(self.parameters, config))
-        return self.trials[number]
+    def _free(self, first: int) -> int:
+        """The first number from there on that no trial has."""
+        return next(n for n in range(first, first + len(self.trials) + 1) if n not in self.trials)
+
+    def _add(self, number: int, config: Mapping[str, Any], fork: Fork | None = None) -> Seen:
+        seen = Seen(number, config, encoded(self.parameters, config))
+        if fork is not None:
+            seen.parent, seen.values = fork.parent, list(fork.values)
+        self.trials[number] = seen
+        return seen
 
     def tell(self, number: int, record: EpochRecord, cost: float | None = None) -> bool:
         """Whether the trial has ended. An epoch that is told again, by a trial that was taken up from before it,
@@ -177,6 +228,8 @@ class Study:
                 seen.status = "diverged" if record.diverged else "complete"
             if self.stopper.judge(seen) and not record.last:
                 seen.status = "stopped"
+                if self.forking is not None:
+                    self.forks.append(self.forking.fork(seen))
             if seen.status == "complete":
                 self.best = max(self.best, seen.values[-1])
         return seen.ended
@@ -201,15 +254,37 @@ class Study:
         }
         return next((name for name, (used, limit) in limits.items() if limit is not None and used >= limit), None)
 
+    def saves(self, seen: Seen) -> bool:
+        """Whether the state after the trial's present epoch, which was told, must be kept under (number, epoch)."""
+        return self.forking is not None and not seen.ended and self.forking.keeps(seen)
+
+    def wanted_states(self) -> set[tuple[int, int]]:
+        """Of the states that are kept under (number, epoch), those that must still be there."""
+        if self.forking is None or self._ran:
+            return set()
+        parents = [fork.parent for fork in self.forks]
+        parents += [seen.parent for seen in self.trials.values() if seen.parent is not None and not seen.ended]
+        return {*parents, *self.forking.wanted()}
+
+    @property
+    def _begun(self) -> bool:
+        """Whether the sampler is asked no more."""
+        return self.exhausted or sum(number < FORKS_FROM for number in self.trials) >= self.budget.trials
+
+    @property
+    def _ran(self) -> bool:
+        return self._begun and not self.forks and all(seen.ended for seen in self.trials.values())
+
     @property
     def closed(self) -> bool:
         """Whether nothing more will be asked for."""
-        if self.spent is not None:
+        if self.spent is not None or self._ran:
             return True
-        begun_all = self.exhausted or len(self.trials) >= self.budget.trials
-        return begun_all and all(seen.status != "waiting" for seen in self.trials.values())
+        if self.forking is not None:  # whatever runs may be stopped, and a fork takes its place
+            return False
+        return self._begun and all(seen.status != "waiting" for seen in self.trials.values())
 
     @property
     def over(self) -> bool:
         """Whether there is nothing more to run."""
-        return self.spent is not None or (self.closed and all(seen.ended for seen in self.trials.values()))
+        return self.spent is not None or self._ran

@@ -20,13 +20,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import cache, overhead, quickstart, topk
+from tests.benchmarks import cache, overhead, quickstart, search_surface, topk
 
 Result = tuple[list[dict[str, Any]], dict[str, float]]
 BENCHMARKS: dict[str, Callable[..., Result]] = {
     "cache": cache.measure,
     "overhead": overhead.measure,
     "quickstart": quickstart.measure,
+    "search-surface": search_surface.measure,
     "top-k": topk.measure,
 }
 OPTIONS = ("repeats", "images", "data")
@@ -57,7 +58,7 @@ def main() -> None:
     parser.add_argument("--list", action="store_true")
     arguments = parser.parse_args()
     if arguments.list or arguments.name is None:
-        print("\n".join(f"{name:<12} {measure.__doc__}" for name, measure in sorted(BENCHMARKS.items())))
+        print("\n".join(f"{name:<14} {measure.__doc__}" for name, measure in sorted(BENCHMARKS.items())))
         return
     measure = BENCHMARKS[arguments.name]
     options = {name: value for name, value in vars(arguments).items() if name in OPTIONS and value is not None}

@@ -1,0 +1,134 @@
+"""How much of a grid's training a search needs to find what the grid finds, on a table of real training runs.
+
+The table (`surface_table`) holds a grid of 100 configurations trained in full with several seeds. A search gets the
+grid's own values as choices, a `Study` as `kdtune search` makes it, and WORKERS simulated workers, one epoch a step;
+what an epoch would have given is looked up. All its trials have one seed, as those of a search have, and it is judged
+by the others: a configuration is good where its mean over the other seeds lies within one standard deviation of the
+best one's (of single runs, pooled over configurations). Found is one as soon as the search would return it: as the best
+of the trials that have run in full, by the accuracies that it has seen.
+"""
+
+import heapq
+import itertools
+import random
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kdtune.experiment import Experiment, parse
+from kdtune.records import EpochRecord
+from kdtune.tuning.making import make_study
+from kdtune.tuning.study import Seen, Study
+from tests.benchmarks.surface_table import Surface, read_surface
+
+REPEATS = 200
+WORKERS = 4
+TARGET = 0.15  # of the grid's epochs
+RESAMPLES = 1000
+SEARCHES: dict[str, dict[str, Any]] = {
+    "random, in full": {"sampler": "random", "stopper": {"kind": "none"}},
+    "random, ASHA": {"sampler": "random"},
+    "default": {},
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One search: epochs until it would have returned a good configuration, if ever, and what it returns at its end."""
+
+    epochs_to_good: int | None
+    epochs: int
+    good_in_the_end: bool
+
+
+def measure(repeats: int = REPEATS) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """share of a grid's epochs after which a search returns what the grid finds, on a table of trained students"""
+    surface = read_surface()
+    grid_epochs = len(surface.accuracy) * surface.epochs
+    goods = [good_without(surface, seed) for seed in range(surface.seeds)]
+    rows: list[dict[str, Any]] = []
+    for name, settings in SEARCHES.items():
+        outcomes = [
+            search(surface, {**settings, "seed": repeat}, repeat % surface.seeds, goods[repeat % surface.seeds])
+            for repeat in range(repeats)
+        ]
+        rows.append({"search": name, **_in_numbers(outcomes, grid_epochs)})
+    default = rows[-1]
+    return rows, {
+        "budget_to_target": default["share_to_good"],
+        "runs_reaching": default["reached"],
+        "runs_within_target": default["within_0.15"],
+        "good_configurations": statistics.fmean(map(len, goods)) / len(surface.accuracy),
+    }
+
+
+def _in_numbers(outcomes: Sequence[Outcome], grid_epochs: int) -> dict[str, float]:
+    """Medians and shares, with the ends of a bootstrap's middle 95%; a search that never finds one took infinitely
+    long."""
+    shares = [float("inf") if one.epochs_to_good is None else one.epochs_to_good / grid_epochs for one in outcomes]
+    within = [float(share <= TARGET) for share in shares]
+    low, high = interval(shares, statistics.median)
+    return {
+        "share_to_good": statistics.median(shares),
+        "low": low,
+        "high": high,
+        "within_0.15": statistics.fmean(within),
+        "within_low": interval(within, statistics.fmean)[0],
+        "within_high": interval(within, statistics.fmean)[1],
+        "reached": statistics.fmean(share < float("inf") for share in shares),
+        "good_in_the_end": statistics.fmean(one.good_in_the_end for one in outcomes),
+        "epochs_of_grid": statistics.fmean(one.epochs for one in outcomes) / grid_epochs,
+    }
+
+
+def interval(values: Sequence[float], statistic: Callable[[Sequence[float]], float]) -> tuple[float, float]:
+    """The middle 95% of a statistic over samples drawn again from the values."""
+    source = random.Random(0)
+    found = sorted(statistic(source.choices(values, k=len(values))) for _ in range(RESAMPLES))
+    return found[round(0.025 * RESAMPLES)], found[round(0.975 * RESAMPLES) - 1]
+
+
+def good_without(surface: Surface, seed: int) -> set[int]:
+    """Configurations as good as the best one within a standard deviation, by all seeds but one."""
+    others = [s for s in range(surface.seeds) if s != seed]
+    last = [[of_seeds[other][-1] for other in others] for of_seeds in surface.accuracy]
+    deviation = statistics.fmean(statistics.variance(values) for values in last) ** 0.5
+    means = list(map(statistics.fmean, last))
+    return {k for k, mean in enumerate(means) if mean >= max(means) - deviation}
+
+
+def experiment_on(surface: Surface, settings: dict[str, Any]) -> Experiment:
+    """The table's experiment with a search among the grid's values."""
+    space = {path: {"choice": list(values)} for path, values in surface.grid.items()}
+    return parse({**surface.experiment, "search": {**settings, "space": space}})
+
+
+def search(surface: Surface, settings: dict[str, Any], seed: int, good: set[int]) -> Outcome:
+    study = make_study(experiment_on(surface, settings))
+    found, best = None, None
+    for seen in simulated(study, lambda one: surface.accuracy[surface.index(one.config)][seed], WORKERS):
+        if seen.status == "complete" and (best is None or seen.values[-1] > best.values[-1]):
+            best = seen
+            if found is None and surface.index(best.config) in good:
+                found = study.epochs
+    return Outcome(found, study.epochs, best is not None and surface.index(best.config) in good)
+
+
+def simulated(study: Study, curve_of: Callable[[Seen], Sequence[float]], workers: int) -> Iterator[Seen]:
+    """Runs a study to its end with workers that take a unit of time for each epoch; yields the trial of each epoch."""
+    order = itertools.count()
+    busy: list[tuple[int, int, Seen]] = []  # by the time at which the epoch ends, then by who began first
+    now = 0
+    while True:
+        while len(busy) < workers and (seen := study.ask()) is not None:
+            heapq.heappush(busy, (now + 1, next(order), seen))
+        if not busy:
+            return
+        now, _, seen = heapq.heappop(busy)
+        curve = curve_of(seen)
+        accuracy = curve[seen.epoch]
+        record = EpochRecord(seen.epoch + 1, len(curve), 1.0, {}, accuracy, None, 0.0, 0.0)
+        if not study.tell(seen.number, record):
+            heapq.heappush(busy, (now + 1, next(order), seen))
+        yield seen
