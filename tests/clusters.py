@@ -250,7 +250,9 @@ def main(file: str, address: str) -> None:
     from kdtune.experiment import load
     from kdtune.report import read_summary
     from kdtune.search.run import run_search
+    from kdtune.storage import mirror
 
+    mirror.PUSH_EVERY_S, mirror.DEAD_S = 2.0, 15.0  # of 10 and 60: a head that follows a lost one waits so long
     folder = run_search(load(Path(file)), Lines(), address)
     print("\n".join(retried(read_summary(folder))))  # noqa: T201
 

@@ -251,7 +251,8 @@ def test_a_search_leaves_a_run_folder_of_another_experiment_alone(
     path = write(tmp_path, search={"trials": 3, "space": {"distill.alpha": {"uniform": [0.1, 0.9]}}})
     (claim(load(path)) / "trials.jsonl").write_text("")
     before = everything_in(tmp_path)
-    assert "search.trials: 4 against 3" in refused("search", path, "--set", "search.trials=4")
+    assert "search.trials: 2 against 3" in refused("search", path, "--set", "search.trials=2")
+    assert "train.epochs: 9 against" in refused("search", path, "--set", "train.epochs=9", "--set", "search.trials=4")
     assert everything_in(tmp_path) == before
 
 

@@ -249,7 +249,7 @@ def test_finding_the_stages_changes_nothing_in_the_network() -> None:
         assert torch.equal(tensor, before[name])
 
 
-def test_what_the_meta_device_cannot_do_is_done_for_real() -> None:
+def test_a_network_may_read_numbers() -> None:
     class Reads(Shrinking):
         def forward(self, images: Tensor) -> Tensor:
             return super().forward(images * (1 if float(images.sum()) >= 0 else 2))

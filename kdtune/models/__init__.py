@@ -9,8 +9,8 @@ A model takes images [B, C, H, W] and gives logits [B, classes]. `name` is one o
     taps, ghost      feature maps; shapes foretold on the meta device
 """
 
-from kdtune.models.ghost import check_model, stages, tap_shapes
 from kdtune.models.parts import ImageShape
+from kdtune.models.probe import check_model, stages, tap_shapes
 from kdtune.models.taps import Tapped, stages_of
 from kdtune.models.zoo import MODELS, build_model, count_parameters, options_of, rebuild_model
 

@@ -8,7 +8,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 from functools import partial
-from itertools import chain, groupby
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -134,15 +134,13 @@ def _map_sizes(network: nn.Module, image_shape: ImageShape) -> dict[str, tuple[i
         is_map = isinstance(output, Tensor) and output.dim() == 4
         runs.setdefault(name, []).append((output.shape[2], output.shape[3]) if is_map else None)
 
-    try:
-        _listen(_ghost_of(network), "meta", image_shape, note)
-    except ModelError:  # the network may do what the meta device cannot
-        runs.clear()
-        _listen(copy.deepcopy(network), "cpu", image_shape, note)
+    _listen(copy.deepcopy(network), image_shape, note)
     return {name: sizes[0] for name, sizes in runs.items() if len(sizes) == 1 and sizes[0] is not None}
 
 
-def _listen(copied: nn.Module, device: str, image_shape: ImageShape, note: Callable[..., None]) -> None:
+def _listen(copied: nn.Module, image_shape: ImageShape, note: Callable[..., None]) -> None:
+    on_meta = any(parameter.is_meta for parameter in copied.parameters())  # whoever wants shapes alone
+    device = "meta" if on_meta else "cpu"
     copied.to(device).eval()
     for name, module in copied.named_modules():
         if name:
@@ -153,15 +151,6 @@ def _listen(copied: nn.Module, device: str, image_shape: ImageShape, note: Calla
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         raise ModelError(f"{type(copied).__name__} fails on an image of shape {image_shape}: {reason}") from error
-
-
-def _ghost_of(network: nn.Module) -> nn.Module:
-    """A copy on the meta device, made without copying a number."""
-    memo: dict[int, Any] = {}  # Any: as copy.deepcopy has it
-    for tensor in chain(network.parameters(), network.buffers()):
-        ghost = torch.empty_like(tensor, device="meta")
-        memo[id(tensor)] = nn.Parameter(ghost, False) if isinstance(tensor, nn.Parameter) else ghost
-    return copy.deepcopy(network, memo)
 
 
 def _no_such_module(model: nn.Module, tap: str) -> str:

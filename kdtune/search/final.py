@@ -28,13 +28,14 @@ from kdtune.search.crew import Crew
 from kdtune.search.notice import OF_A_MACHINE, draining
 from kdtune.search.placing import Slots
 from kdtune.search.recorder import LOST
-from kdtune.search.trainable import SAVE_EVERY_S, arrive, leave, whereabouts, workplace
+from kdtune.search.workplaces import arrive, leave, whereabouts, workplace
 from kdtune.trial import Materials, Tested
 
 log = logging.getLogger(__name__)
 
 MOST_CONFUSED = 100  # classes up to which a run's confusion matrix is kept
 WEIGHTS = "best.safetensors"  # of the winner's first seed: what is exported
+SAVE_EVERY_S = 30.0
 LOSSES = 3  # of a run's process between two states, before the stage ends
 
 

@@ -7,10 +7,8 @@ cache mapped, teacher loaded. Of several, the process keeps their group.
 
 import json
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import ray
-import torch
 from ray import tune
 
 from kdtune.experiment import Experiment, with_values
@@ -18,10 +16,7 @@ from kdtune.records import EpochRecord
 from kdtune.search.notice import draining, held_back
 from kdtune.search.placing import Slots
 from kdtune.search.states import States, state_name
-from kdtune.trial import Bench
-
-if TYPE_CHECKING:
-    from kdtune.search.group import Group
+from kdtune.search.workplaces import leave, whereabouts, workplace
 
 SAVE_EVERY_S = 30.0
 
@@ -82,30 +77,3 @@ class StudentTrial(tune.Trainable):
 
     def cleanup(self) -> None:
         leave(self.place)
-
-
-def workplace(materials: Any, slots: Slots) -> "Bench | Group":
-    """Where a process starts trials: in itself, or with a group of workers. `materials` is a reference."""
-    if slots.workers > 1:
-        from kdtune.search.group import Group  # Ray Train is a tenth of the imports of those who need none
-
-        return Group(materials, slots)
-    torch.set_num_threads(slots.threads)
-    return Bench(ray.get(materials), slots.device)
-
-
-def whereabouts(place: "Bench | Group") -> tuple[tuple[str, ...], int]:
-    """Of a group, the ids of all nodes that it needs, and how often workers were lost; of a bench there is nothing."""
-    return ((), 0) if isinstance(place, Bench) else place.whereabouts()
-
-
-def arrive(place: "Bench | Group") -> None:
-    """Returns once the workplace can begin."""
-    if not isinstance(place, Bench):
-        place.wait()
-
-
-def leave(place: "Bench | Group") -> None:
-    """What the workplace holds besides this process is free afterwards."""
-    if not isinstance(place, Bench):
-        place.end()

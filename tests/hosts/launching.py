@@ -1,8 +1,7 @@
-"""The launching side: `ray up`, `ray down` and whatever else a person types on a laptop, against hosts of the tests.
+"""The launching side: `ray up` and whatever else a person types on a laptop, against hosts of the tests.
 
 with launched(made, folder) as laptop:     # `ray up`, all nodes alive
     laptop.must("kdtune", "search", "small.yaml", "--cluster", str(laptop.cluster_file))
-    laptop.down()
 """
 
 import json
@@ -71,9 +70,6 @@ class Laptop:
 
     def up(self) -> None:
         self.must("ray", "up", "--yes", "--no-config-cache", str(self.cluster_file))
-
-    def down(self) -> None:
-        self.must("ray", "down", "--yes", str(self.cluster_file))
 
     @property
     def token(self) -> str:

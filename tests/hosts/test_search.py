@@ -1,6 +1,6 @@
 """`kdtune search` from the launching side on a cluster of two hosts: shipped, streamed, fetched; hosts that are lost.
 
-The tests share one cluster. Each trial worker asks for all CPUs of a host, so that two of them never share one.
+Each trial worker asks for all CPUs of a host, so that two of them never share one.
 """
 
 import json

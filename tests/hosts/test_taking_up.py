@@ -1,6 +1,6 @@
 """A search on a cluster of hosts, left and taken up by name from the launching side.
 
-The tests share one cluster and run in their order; the last one takes it down with --down.
+The tests run in their order; the last one takes the cluster of all tests down with --down.
 """
 
 import os
@@ -143,8 +143,8 @@ def test_a_finished_search_takes_the_cluster_down_if_asked(laptop: Laptop, work:
     code, said = typed(laptop, *search(laptop, "--down"))
     assert code == 0, said
     assert "holds this very experiment" in said
-    head = laptop.hosts.head
-    wait_until(lambda: not head.commands(), 60, lambda: str(head.commands()))
+    hosts = laptop.hosts
+    wait_until(lambda: not any(host.commands() for host in hosts.all), 180, lambda: str(hosts.head.commands()))
     code, said = typed(laptop, *search(laptop, "--down"))
     assert code == 0, said
     assert "is not running" in said
