@@ -266,6 +266,11 @@ class Study:
         return {*parents, *self.forking.wanted()}
 
     @property
+    def planned(self) -> int:
+        """Trials in all, as far as it is known: each fork is one more."""
+        return self.budget.trials + sum(number >= FORKS_FROM for number in self.trials) + len(self.forks)
+
+    @property
     def _begun(self) -> bool:
         """Whether the sampler is asked no more."""
         return self.exhausted or sum(number < FORKS_FROM for number in self.trials) >= self.budget.trials
