@@ -78,14 +78,14 @@ class Recorder:
         self.kept.add(state_name(number, seen.config))
         self._tell(self._show(seen))
 
-    def result(self, number: int, told: Mapping[str, Any], lost: int) -> bool:
-        """Writes down what a trial tells of an epoch, and whether it is to end."""
+    def result(self, number: int, told: Mapping[str, Any], lost: int, cost: float | None = None) -> bool:
+        """Writes down what a trial tells of an epoch, and whether it is to end. `cost` is its student's."""
         record = EpochRecord.from_json(told)
         if self.study.is_news(number, record):
             seen = self.study.trials[number]
             line = {"trial": name_of(number), "config": seen.config, "at": round(self.study.seconds, 3), **told}
-            append_line(self.path, line)
-        ended = self.study.tell(number, record)
+            append_line(self.path, line if cost is None else {**line, "cost": cost})
+        ended = self.study.tell(number, record, cost)
         if lost:
             self._note(number, LOST, lost)
         row = self._show(self.study.trials[number])

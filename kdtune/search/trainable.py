@@ -9,9 +9,12 @@ import json
 import time
 from typing import Any
 
+import ray
+import torch
 from ray import tune
 
 from kdtune.experiment import Experiment, with_values
+from kdtune.models import cost_of
 from kdtune.records import EpochRecord
 from kdtune.search.notice import draining, held_back
 from kdtune.search.placing import Slots
@@ -31,8 +34,12 @@ class StudentTrial(tune.Trainable):
         """`materials` holds a reference to what is in Ray's object store."""
         self.experiment = experiment
         self.states = states
+        self.materials = materials[0]
+        # a process that keeps a group of workers holds no GPU itself
+        self.device = slots.device if slots.workers == 1 else torch.device("cpu")
+        self.costs: dict[str, float | None] = {}  # of students that were measured here
         with held_back():
-            self.place = workplace(materials[0], slots)
+            self.place = workplace(self.materials, slots)
         self.losses = 0  # of workers, as told so far
         self._begin(config)
 
@@ -46,12 +53,20 @@ class StudentTrial(tune.Trainable):
         self.name = state_name(config["number"], config["values"])
         self.told = config["told"]
         experiment = with_values(self.experiment, config["values"])
+        self.cost = self._cost_of(experiment)
         with held_back():
             state = self.states.read(self.name)
             self.trial = self.place.start(experiment, seed=self.experiment.search.seed)
             if state is not None:
                 self.trial.restore(state)
         self.saved = time.monotonic()
+
+    def _cost_of(self, experiment: Experiment) -> float | None:
+        student = experiment.student.model_dump_json()
+        if experiment.search.second_objective is not None and student not in self.costs:
+            dataset = ray.get(self.materials).dataset
+            self.costs[student] = cost_of(experiment, dataset.shape, len(dataset.classes), self.device)
+        return self.costs.get(student)
 
     def step(self) -> dict[str, Any]:
         with held_back():
@@ -61,7 +76,8 @@ class StudentTrial(tune.Trainable):
                 self.states.write(self.name, self.trial.state())
                 self.saved = time.monotonic()
         lost, self.losses = losses - self.losses, losses
-        return {"val_accuracy": record.val_accuracy or 0.0, "record": json.dumps(record.to_json()), "lost": lost}
+        told = json.dumps(record.to_json())
+        return {"val_accuracy": record.val_accuracy or 0.0, "record": told, "lost": lost, "cost": self.cost}
 
     def _next(self) -> EpochRecord:
         """A state may be newer than the records: what they lack is told first."""

@@ -33,6 +33,7 @@ from kdtune.search.trainable import StudentTrial
 from kdtune.trial import Materials
 from kdtune.tuning.making import make_study
 from kdtune.tuning.study import Study
+from kdtune.tuning.warm import former_runs
 
 RETRIES = 3  # of a trial that fails; a node that was taken away with notice does not count
 
@@ -55,7 +56,8 @@ def run_trials(
     `push` says whether the records have reached the storage. Raises RunError where every trial fails, and Interrupted
     on Ctrl-C.
     """
-    study = make_study(experiment, gpus=slots.gpus * slots.workers)
+    known = [seen for former in former_runs(folder, experiment) for seen in former.trials]
+    study = make_study(experiment, gpus=slots.gpus * slots.workers, known=known)
     board = Board(experiment.search.trials, experiment.train.epochs)
     caches = [open_cache(place, views=materials.columns) for place in materials.caches.values()]
     recorder = Recorder(folder, study, board, watch, states, caches=caches, keep=experiment.search.keep, push=push)
@@ -66,6 +68,7 @@ def run_trials(
         )
         run_study(recorder, trainable, slots)
     recorder.settle()
+    board.spent = study.spent  # also where it was before anything ran
     _check_finished(recorder)
     watch.search_ended(board)
     return board
@@ -144,7 +147,8 @@ class _Judging(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         try:
-            ended = self.link.recorder.result(trial.config["number"], json.loads(result["record"]), result["lost"])
+            told = json.loads(result["record"])
+            ended = self.link.recorder.result(trial.config["number"], told, result["lost"], result["cost"])
         except OSError as error:  # Tune would pass it on as text only
             self.link.failure = error
             raise
