@@ -11,7 +11,8 @@ from hyperopt import STATUS_OK, Domain, Trials, hp, tpe
 
 from kdtune.experiment.space import Parameter, active, encoded, parse
 from kdtune.tuning.curves import BEST, LATEST, foretell, levels_of, within_memory
-from kdtune.tuning.samplers import Random, startup_of
+from kdtune.tuning.gaussian import GaussianProcess
+from kdtune.tuning.samplers import Random, Turns, startup_of
 from kdtune.tuning.study import Sample, Sampler, Seen, Status
 from kdtune.tuning.tpe import TreeParzen
 
@@ -61,7 +62,15 @@ def inside(parameter: Parameter, drawn: float) -> bool:
     return parameter.low <= drawn <= parameter.high and (parameter.kind != "integer" or isinstance(drawn, int))
 
 
-LEARNING = {"hyperopt": tree_parzen}
+def gaussian_process(seed: int = 0, trials: int = 40) -> GaussianProcess:
+    return GaussianProcess(PARAMETERS, seed, trials=trials, epochs=EPOCHS)
+
+
+def by_turns(seed: int = 0, trials: int = 40) -> Turns:
+    return Turns(tree_parzen(seed, trials), gaussian_process(seed, trials))
+
+
+LEARNING = {"hyperopt": tree_parzen, "gp": gaussian_process, "hyperopt+gp": by_turns}
 
 
 @pytest.mark.parametrize("make", LEARNING.values(), ids=LEARNING)
@@ -81,7 +90,8 @@ class TestEverySamplerThatLearns:
 
     def test_depends_on_the_seed(self, make: Any) -> None:
         found = searched(make(), 25)
-        assert make(seed=1).propose(25, found) != make().propose(25, found)
+        proposals = [[make(seed=seed).propose(number, found) for number in range(25, 30)] for seed in (0, 1)]
+        assert proposals[0] != proposals[1]
         assert make(seed=1).propose(0, []) != make().propose(0, [])
 
     def test_finds_where_the_good_values_are_and_random_search_does_not(self, make: Any) -> None:
@@ -100,6 +110,17 @@ class TestEverySamplerThatLearns:
             found.append(seen(number, proposal, [0.0] if bad else [0.5] * EPOCHS, "diverged" if bad else "complete"))
         kinds = [make(seed).propose(40, found)["kind"] for seed in range(20)]
         assert statistics.fmean(kinds) > 0.8
+
+    def test_learns_from_trials_that_were_stopped_early(self, make: Any) -> None:
+        """The best ones look worse at their end than the others, which ran on for longer."""
+        found = []
+        for number in range(40):
+            proposal = Random(PARAMETERS, 3).propose(number, [])
+            rate = 0.08 if proposal["alpha"] > 0.7 else 0.05
+            epochs = 5 if rate == 0.08 and number % 4 else EPOCHS
+            curve = [rate * epoch for epoch in range(1, epochs + 1)]
+            found.append(seen(number, proposal, curve, "complete" if epochs == EPOCHS else "stopped"))
+        assert statistics.median(make(seed).propose(40, found)["alpha"] for seed in range(7)) > 0.6
 
     def test_takes_trials_that_have_shown_nothing_yet(self, make: Any) -> None:
         found = searched(make(), 20)
@@ -197,3 +218,10 @@ class TestCurves:
 def test_hyperopt_is_not_imported_before_it_is_asked() -> None:
     code = "import sys, kdtune.tuning.making; sys.exit('hyperopt' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_samplers_by_turns_answer_as_each_of_them_alone() -> None:
+    found = searched(by_turns(), 20)
+    assert by_turns().propose(20, found) == tree_parzen().propose(20, found)
+    assert by_turns().propose(21, found) == gaussian_process().propose(21, found)
+    assert tree_parzen().propose(21, found) != gaussian_process().propose(21, found)

@@ -17,6 +17,7 @@ from kdtune.errors import ExperimentError, Problem, nearest
 from kdtune.experiment import chain, space
 from kdtune.experiment.midway import check_population
 from kdtune.experiment.models import Experiment
+from kdtune.experiment.sampling import sampler_problems
 from kdtune.experiment.stopping import readable
 from kdtune.experiment.values import ROW_SECTIONS, plain, row, with_values
 from kdtune.experiment.wording import problem, short
@@ -203,7 +204,7 @@ def parse(raw: Mapping[str, Any], source: str = "experiment") -> Experiment:
 def _check_search(experiment: Experiment) -> list[Problem]:
     """Mistakes that show only when values of the space are put into the (otherwise valid) experiment."""
     parameters, _ = space.parse(experiment.search.space)
-    problems = space.idle(parameters, experiment)
+    problems = space.idle(parameters, experiment) + sampler_problems(experiment)
     if parameters and not experiment.search.trials:
         problems.append(Problem("search.trials", "is 0, but search.space is not empty; remove one of them"))
     if experiment.search.warm_start and experiment.search.sampler in NOT_LEARNING:

@@ -22,11 +22,23 @@ class Budget(Section):
 Distribution = dict[str, object]
 
 
+SamplerName = Literal["hyperopt+gp", "hyperopt", "gp", "random", "grid", "optuna"]
+OptunaName = Literal["tpe", "gp", "cmaes", "nsga2", "qmc", "random"]
+GRID_POINTS = 3
+
+
 class Search(Section):
     """The search: how many trials, who proposes them, who stops them, and where they may lie."""
 
     trials: int = Field(60, ge=0, description="Configurations to try; 0 takes the file's own without a search.")
-    sampler: Literal["hyperopt", "random"] = Field("hyperopt", description="HyperOpt's TPE, or random.")
+    sampler: SamplerName = Field(
+        "hyperopt+gp",
+        description="HyperOpt's TPE and a Gaussian process by turns, one of them, random, a grid, or one of Optuna's.",
+    )
+    grid_points: int | None = Field(
+        None, ge=2, description=f"Values of each range in a grid, both ends among them; null is {GRID_POINTS}."
+    )
+    optuna_sampler: OptunaName | None = Field(None, description="Which of Optuna's samplers; null is tpe.")
     stopper: Stopper = Field(default_factory=Stopper, description="Which trials end early.")
     budget: Budget = Field(default_factory=Budget, description="Ends the search early; null is no limit.")
     second_objective: Literal["parameters", "latency"] | None = Field(
@@ -47,3 +59,8 @@ class Search(Section):
     points: list[dict[str, object]] = Field(
         default_factory=list, description="Configurations tried first, after textbook KD."
     )
+
+    @property
+    def values_of_a_range(self) -> int:
+        """In a grid."""
+        return GRID_POINTS if self.grid_points is None else self.grid_points

@@ -176,7 +176,7 @@ def active(parameters: Sequence[Parameter], sample: Mapping[str, Any], base: Exp
     `base` answers conditions on paths that are not searched. `Any`: values are whatever the options of a choice are.
     """
     values: dict[str, Any] = {}
-    for parameter in _conditions_first(parameters):
+    for parameter in conditions_first(parameters):
         if not all(
             _same_any(values[path] if path in values else base and value_in(base, path), allowed)
             for path, allowed in parameter.when.items()
@@ -196,7 +196,7 @@ def _same_any(value: object, allowed: Sequence[object]) -> bool:
     return any(_same(value, one) for one in allowed)
 
 
-def _conditions_first(parameters: Sequence[Parameter]) -> list[Parameter]:
+def conditions_first(parameters: Sequence[Parameter]) -> list[Parameter]:
     """Parameters in an order in which each comes after those that its `when` names (`check` refuses cycles)."""
     ordered: list[Parameter] = []
     waiting = list(parameters)

@@ -12,7 +12,6 @@ from torch import nn
 
 from kdtune.experiment import Experiment
 from kdtune.models.parts import ImageShape
-from kdtune.models.probe import parameters
 from kdtune.models.zoo import count_parameters, rebuild_model
 
 LATENCY_RUNS, LATENCY_WARMUP = 100, 20

@@ -4,20 +4,28 @@ from collections.abc import Callable, Sequence
 
 from kdtune.experiment import Experiment
 from kdtune.experiment.objective import TEXTBOOK
+from kdtune.experiment.sampling import grid
 from kdtune.experiment.space import Parameter, full_point, parse
 from kdtune.experiment.stopping import ready_epochs
+from kdtune.tuning.gaussian import GaussianProcess
 from kdtune.tuning.population import Population
 from kdtune.tuning.rungs import brackets_of_search, longest_grace
-from kdtune.tuning.samplers import Random
+from kdtune.tuning.samplers import Grid, Random, Turns
 from kdtune.tuning.stoppers import Asha, Median, Never
 from kdtune.tuning.study import Budget, Sampler, Seen, Stopper, Study
 from kdtune.tuning.tpe import TreeParzen
 
 SAMPLERS: dict[str, Callable[[Experiment, Sequence[Parameter]], Sampler]] = {
-    "hyperopt": lambda experiment, parameters: TreeParzen(
-        parameters, experiment.search.seed, trials=experiment.search.trials, epochs=experiment.train.epochs
+    "hyperopt+gp": lambda experiment, parameters: Turns(
+        _tree_parzen(experiment, parameters),
+        *[_gaussian_process(experiment, parameters)] * 2,  # of three trials, two are its
     ),
+    "hyperopt": lambda experiment, parameters: _tree_parzen(experiment, parameters),
+    "gp": lambda experiment, parameters: _gaussian_process(experiment, parameters),
     "random": lambda experiment, parameters: Random(parameters, experiment.search.seed),
+    "grid": lambda experiment, parameters: Grid(
+        list(grid(parameters, experiment.search.values_of_a_range, experiment)), experiment.search.seed
+    ),
 }
 STOPPERS: dict[str, Callable[[Experiment], Stopper]] = {
     "asha": lambda experiment: _asha(experiment),
@@ -28,16 +36,29 @@ STOPPERS: dict[str, Callable[[Experiment], Stopper]] = {
 }
 
 
-def make_study(experiment: Experiment, *, gpus: float = 0.0, known: Sequence[Seen] = ()) -> Study:
-    """A fresh study; `gpus` are those that a trial holds, `known` the trials of former searches."""
+def _tree_parzen(experiment: Experiment, parameters: Sequence[Parameter]) -> Sampler:
+    search = experiment.search
+    return TreeParzen(parameters, search.seed, trials=search.trials, epochs=experiment.train.epochs)
+
+
+def _gaussian_process(experiment: Experiment, parameters: Sequence[Parameter]) -> Sampler:
+    search, epochs = experiment.search, experiment.train.epochs
+    return GaussianProcess(parameters, search.seed, trials=search.trials, epochs=epochs, base=experiment)
+
+
+def make_study(
+    experiment: Experiment, *, gpus: float = 0.0, known: Sequence[Seen] = (), sampler: Sampler | None = None
+) -> Study:
+    """A fresh study; `gpus` are those that a trial holds, `known` the trials of former searches, `sampler` is one that
+    a room above has made."""
     search = experiment.search
     parameters, _ = parse(search.space)
     return Study(
         parameters,
-        SAMPLERS[search.sampler](experiment, parameters),
+        sampler or SAMPLERS[search.sampler](experiment, parameters),
         STOPPERS[search.stopper.kind](experiment),
         Budget(search.trials, **search.budget.model_dump()),
-        points=first_points(parameters, experiment),
+        points=first_points(parameters, experiment) if search.sampler != "grid" else [],  # a grid has its own
         known=known,
         base=experiment,
         gpus=gpus,

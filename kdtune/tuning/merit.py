@@ -1,6 +1,6 @@
 """What trials are worth to a sampler, on one scale, whatever search they are of and whatever else is weighed.
 
-    forecast = merit(trials, epochs=52)        # what `curves.foretell` says, where there is one search and one goal
+    forecast = merit(trials, epochs=52)        # `curves.foretell` where there is one search and one goal
 
 Accuracies of former searches (`Seen.run`) are foretold and compared within each of them, and then shifted and stretched
 so that middle and upper tail lie where those of this search do. Where a second objective is set (`Seen.cost`), what

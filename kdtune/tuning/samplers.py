@@ -8,7 +8,7 @@ import random
 from collections.abc import Sequence
 
 from kdtune.experiment.space import Parameter
-from kdtune.tuning.study import Sample, Seen
+from kdtune.tuning.study import Sample, Sampler, Seen
 
 
 def draws(parameters: Sequence[Parameter], source: random.Random) -> dict[str, float]:
@@ -40,6 +40,12 @@ def startup_of(parameters: Sequence[Parameter], trials: int) -> int:
     return min(max(10, 2 * len(parameters)), max(1, trials // 3))
 
 
+def starts_up(number: int, trials: Sequence[Seen], startup: int) -> bool:
+    """Whether it is too early to learn; trials of former searches count as if they had been of this one."""
+    former = sum(seen.run is not None for seen in trials)
+    return former + number < startup or not any(seen.values for seen in trials)
+
+
 class Random:
     """Each trial from the distributions alone."""
 
@@ -49,3 +55,23 @@ class Random:
 
     def propose(self, number: int, trials: Sequence[Seen]) -> Sample:
         return draws(self.parameters, random.Random(f"{self.seed} {number}"))
+
+
+class Grid:
+    """Samples one after the other, in an order of the seed; None after the last."""
+
+    def __init__(self, samples: Sequence[Sample], seed: int) -> None:
+        self.samples = random.Random(seed).sample(samples, len(samples))
+
+    def propose(self, number: int, trials: Sequence[Seen]) -> Sample | None:
+        return self.samples[number] if number < len(self.samples) else None
+
+
+class Turns:
+    """Several samplers by turns: where one of them is led astray, the others are not."""
+
+    def __init__(self, *samplers: Sampler) -> None:
+        self.samplers = samplers
+
+    def propose(self, number: int, trials: Sequence[Seen]) -> Sample | None:
+        return self.samplers[number % len(self.samplers)].propose(number, trials)

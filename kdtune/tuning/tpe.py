@@ -15,7 +15,7 @@ from typing import Any
 from kdtune.experiment.space import Parameter
 from kdtune.tuning.curves import within_memory
 from kdtune.tuning.merit import merit
-from kdtune.tuning.samplers import clipped, draws, startup_of
+from kdtune.tuning.samplers import clipped, draws, starts_up, startup_of
 from kdtune.tuning.study import Sample, Seen
 
 BEST_SHARE = 0.25  # times the root of the number of trials: how many count as the best
@@ -34,8 +34,7 @@ class TreeParzen:
 
     def propose(self, number: int, trials: Sequence[Seen]) -> Sample:
         source = random.Random(f"{self.seed} {number}")
-        former = sum(seen.run is not None for seen in trials)
-        if former + number < self.startup or not any(seen.values for seen in trials):
+        if starts_up(number, trials, self.startup):
             return draws(self.parameters, source)
         from hyperopt import tpe, trials_from_docs  # seconds to import, and only this sampler needs it
 
