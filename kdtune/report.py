@@ -28,7 +28,7 @@ from kdtune.data import Dataset
 from kdtune.errors import RunError
 from kdtune.experiment import Experiment, Student, row, with_values
 from kdtune.models import costs, rebuild_model
-from kdtune.records import ALONE, BEST, DISTILLED, TEACHER, TEXTBOOK_KD, write_text
+from kdtune.records import ALONE, BEST, DISTILLED, TEACHER, TEXTBOOK_KD, TrialRecord, write_text
 from kdtune.teacher import Teacher
 from kdtune.training import evaluate
 from kdtune.trial import Found, Materials
@@ -78,13 +78,18 @@ def summarise(
     }
 
 
+def _planned(trial: TrialRecord) -> int:
+    """Epochs that it would have run to its end; a fork has not run those of its parent."""
+    return trial.epochs[-1].epochs - trial.epochs[0].epoch + 1
+
+
 def _search(experiment: Experiment, lines: Sequence[Mapping[str, Any]], found: Found | None) -> dict[str, Any]:
     trials = found.trials if found else []
     outcome: Mapping[str, Any] = found.outcome if found else {"trials": 0, "seconds": 0.0, "stopped_early": 0}
     return {
         "trials": outcome["trials"],
         "epochs_run": sum(len(trial.epochs) for trial in trials),
-        "epochs_full": sum(trial.epochs[-1].epochs for trial in trials),
+        "epochs_full": sum(map(_planned, trials)),
         "seconds": outcome["seconds"],
         "stopped_early": outcome["stopped_early"],
         # an earlier version did not say

@@ -21,11 +21,12 @@ from kdtune.experiment import Experiment, parse
 from kdtune.export import card, export_run, export_student, load_student, run_card
 from kdtune.models import build_model, count_parameters, latency_ms
 from kdtune.records import EpochRecord, TrialRecord
-from kdtune.report import read_summary, summarise, write_summary
+from kdtune.report import _planned, read_summary, summarise, write_summary
 from kdtune.teacher import fingerprint, keep
 from kdtune.training import evaluate
 from kdtune.trial import Bench, Found, Materials
 from tests.conftest import CPU, MakeExperiment
+from tests.tuning import record
 
 
 def a_student(seed: int = 0, model: str = "cnn-8") -> nn.Module:
@@ -532,6 +533,12 @@ def test_a_summary_counts_trials_and_epochs(experiment: Experiment, summary_of: 
     }
     assert summary["latency_on"] == "CPU, one thread"
     assert summary["best"] == {"config": {"distill.alpha.start": 0.5}, "val_accuracy": 0.8}
+
+
+def test_a_fork_would_have_run_what_its_parent_had_not() -> None:
+    own = tuple(record(epoch, epochs=9) for epoch in (4, 5))
+    assert _planned(TrialRecord("100000", {}, own)) == 6
+    assert _planned(TrialRecord("0000", {}, (record(1, epochs=9),))) == 9
 
 
 def test_a_summary_has_the_results_in_order_with_their_statistics(

@@ -122,12 +122,15 @@ class Study:
         self.stopper = stopper
         self.forking = stopper if isinstance(stopper, Forking) else None
         self.forks: list[Fork] = []  # that have not begun
+        self.forked = 0  # that have
         self.budget = budget
         self.points = points
         self.known = known
         self.base = base
         self.gpus = gpus
         self.trials: dict[int, Seen] = {}
+        self.going: dict[int, Seen] = {}  # those that have not ended: few, however many there were
+        self.free = {0: 0, FORKS_FROM: FORKS_FROM}  # from each of these on, no number below it is free
         self.epochs = 0
         self.trial_seconds = 0.0  # of all trials, one beside another
         self.best = 0.0  # of trials that ran in full
@@ -144,9 +147,8 @@ class Study:
             problem = self._replay(line)
             if problem is not None:
                 raise RunError(f"trials.jsonl, line {count} {problem}: {DAMAGED}")
-        for seen in self.trials.values():
-            if not seen.ended:
-                seen.status = "waiting"
+        for seen in self.going.values():
+            seen.status = "waiting"
 
     def _replay(self, line: Mapping[str, Any]) -> str | None:
         """What is wrong with the line, if anything."""
@@ -176,7 +178,7 @@ class Study:
         """What to run next; None where nothing is to be begun now."""
         if self.spent is not None:
             return None
-        waiting = min((n for n, seen in self.trials.items() if seen.status == "waiting"), default=None)
+        waiting = min((n for n, seen in self.going.items() if seen.status == "waiting"), default=None)
         seen = self._proposed() if waiting is None else self.trials[waiting]
         if seen is not None:
             seen.status = "running"
@@ -201,13 +203,16 @@ class Study:
 
     def _free(self, first: int) -> int:
         """The first number from there on that no trial has."""
-        return next(n for n in range(first, first + len(self.trials) + 1) if n not in self.trials)
+        while self.free[first] in self.trials:
+            self.free[first] += 1
+        return self.free[first]
 
     def _add(self, number: int, config: Mapping[str, Any], fork: Fork | None = None) -> Seen:
         seen = Seen(number, config, encoded(self.parameters, config))
         if fork is not None:
             seen.parent, seen.values = fork.parent, list(fork.values)
-        self.trials[number] = seen
+            self.forked += 1
+        self.trials[number] = self.going[number] = seen
         return seen
 
     def tell(self, number: int, record: EpochRecord, cost: float | None = None) -> bool:
@@ -230,6 +235,8 @@ class Study:
                     self.forks.append(self.forking.fork(seen))
             if seen.status == "complete":
                 self.best = max(self.best, seen.values[-1])
+            if seen.ended:
+                del self.going[number]
         return seen.ended
 
     def is_news(self, number: int, record: EpochRecord) -> bool:
@@ -238,6 +245,7 @@ class Study:
 
     def failed(self, number: int) -> None:
         """The trial cannot be run."""
+        self.going.pop(number, None)
         self.trials[number].status = "failed"
 
     @property
@@ -262,22 +270,22 @@ class Study:
         if self.forking is None or self._ran:
             return set()
         parents = [fork.parent for fork in self.forks]
-        parents += [seen.parent for seen in self.trials.values() if seen.parent is not None and not seen.ended]
+        parents += [seen.parent for seen in self.going.values() if seen.parent is not None]
         return {*parents, *self.forking.wanted()}
 
     @property
     def planned(self) -> int:
         """Trials in all, as far as it is known: each fork is one more."""
-        return self.budget.trials + sum(number >= FORKS_FROM for number in self.trials) + len(self.forks)
+        return self.budget.trials + self.forked + len(self.forks)
 
     @property
     def _begun(self) -> bool:
         """Whether the sampler is asked no more."""
-        return self.exhausted or sum(number < FORKS_FROM for number in self.trials) >= self.budget.trials
+        return self.exhausted or len(self.trials) - self.forked >= self.budget.trials
 
     @property
     def _ran(self) -> bool:
-        return self._begun and not self.forks and all(seen.ended for seen in self.trials.values())
+        return self._begun and not self.forks and not self.going
 
     @property
     def closed(self) -> bool:
@@ -286,7 +294,7 @@ class Study:
             return True
         if self.forking is not None:  # whatever runs may be stopped, and a fork takes its place
             return False
-        return self._begun and all(seen.status != "waiting" for seen in self.trials.values())
+        return self._begun and all(seen.status != "waiting" for seen in self.going.values())
 
     @property
     def over(self) -> bool:
