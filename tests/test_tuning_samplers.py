@@ -9,14 +9,17 @@ import numpy as np
 import pytest
 from hyperopt import STATUS_OK, Domain, Trials, hp, tpe
 
+from kdtune.experiment import parse as parse_experiment
 from kdtune.experiment.space import Parameter, active, encoded, parse
 from kdtune.tuning.curves import BEST, LATEST, foretell, levels_of, within_memory
 from kdtune.tuning.gaussian import GaussianProcess
+from kdtune.tuning.making import SAMPLERS, make_study
 from kdtune.tuning.samplers import Random, Turns, startup_of
 from kdtune.tuning.stoppers import Never
 from kdtune.tuning.study import Budget, Sample, Sampler, Seen, Status, Study
 from kdtune.tuning.tpe import TreeParzen
-from tests.tuning import record
+from tests.experiments import raw_with
+from tests.tuning import Line, record, work
 
 EPOCHS = 8
 SPACE: dict[str, dict[str, object]] = {
@@ -237,3 +240,20 @@ def test_samplers_by_turns_answer_as_each_of_them_alone() -> None:
     assert by_turns().propose(20, found) == tree_parzen().propose(20, found)
     assert by_turns().propose(21, found) == gaussian_process().propose(21, found)
     assert tree_parzen().propose(21, found) != gaussian_process().propose(21, found)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_search_that_was_killed_proposes_and_stops_as_one_that_never_was(name: str) -> None:
+    space = {"distill.alpha.start": {"uniform": [0.2, 0.9]}, "distill.temperature.start": {"loguniform": [1, 20]}}
+    search = {"sampler": name, "trials": 18, "seed": 3}
+    experiment = parse_experiment(raw_with({"search": search, "train.epochs": 9}, space))
+
+    def run_on(lines: list[Line]) -> list[Line]:
+        study = make_study(experiment)
+        study.replay(list(lines))
+        work(study, lambda number, epoch: number % 7 / 10 + epoch / 30, [0] * 200, workers=1, lines=lines)
+        return lines
+
+    through = run_on([])
+    for epochs in (1, 40, len(through) // 2, len(through) - 1):
+        assert run_on(through[:epochs]) == through
