@@ -68,7 +68,7 @@ def test_trials_of_a_former_search_are_known_with_their_values_and_how_they_ende
     trials = [(FIXED, [0.2, 0.5, 0.7]), (FALLING, [0.3]), (FIXED, [0.1, None])]
     run = write_run(experiment_on(SPACE), trials)
     (former,) = former_runs(tmp_path, experiment_on(SPACE, runs=[run]))
-    assert str(former) == f"3 of the 3 trials of {run} fit the search space and are known"
+    assert str(former) == f"3 of the 3 trials of {run} were known, those that fit the space"
     assert [seen.number for seen in former.trials] == [-3, -2, -1]
     assert [seen.values for seen in former.trials] == [[0.2, 0.5, 0.7], [0.3], [0.1, 0.0]]
     assert [seen.status for seen in former.trials] == ["complete", "stopped", "diverged"]

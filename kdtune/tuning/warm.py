@@ -35,7 +35,7 @@ class Former:
     trials: tuple[Seen, ...]
 
     def __str__(self) -> str:
-        return f"{len(self.trials)} of the {self.count} trials of {self.run} fit the search space and are known"
+        return f"{len(self.trials)} of the {self.count} trials of {self.run} were known, those that fit the space"
 
 
 def former_runs(folder: Path, experiment: Experiment) -> list[Former]:
