@@ -28,7 +28,7 @@ from kdtune.experiment import Experiment
 from kdtune.search.board import Board, BoardWatcher
 from kdtune.search.placing import Slots
 from kdtune.search.recorder import ERRORS, Recorder
-from kdtune.search.states import States
+from kdtune.search.states import States, kept_name
 from kdtune.search.trainable import StudentTrial
 from kdtune.trial import Materials
 from kdtune.tuning.making import make_study
@@ -64,7 +64,12 @@ def run_trials(
     recorder.begin()
     if not study.over:
         trainable = tune.with_parameters(
-            StudentTrial, experiment=experiment, materials=(ray.put(materials),), slots=slots, states=states
+            StudentTrial,
+            experiment=experiment,
+            materials=(ray.put(materials),),
+            slots=slots,
+            states=states,
+            saved_epochs=study.saved_epochs,
         )
         run_study(recorder, trainable, slots)
     recorder.settle()
@@ -126,7 +131,11 @@ class _Asking(Searcher):
         seen = self.link.study.ask()
         if seen is None:
             return Searcher.FINISHED if self.link.study.closed else None
-        return {"number": seen.number, "values": dict(seen.config), "told": seen.epoch}
+        parent = None
+        if seen.parent is not None:
+            number, epoch = seen.parent
+            parent = kept_name(number, self.link.study.trials[number].config, epoch)
+        return {"number": seen.number, "values": dict(seen.config), "told": seen.epoch, "parent": parent}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """The study has heard of it."""

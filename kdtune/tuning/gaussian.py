@@ -34,6 +34,7 @@ STEPS = (0.02, 0.3)  # shortest and longest step from them, as a share of a rang
 MOVED = 0.6  # probability that a label moves in such a step
 LENGTHS = (0.35, 0.7, 1.4, 2.8)
 NOISES = (0.05, 0.2)  # of one trial against its repetition, in standard deviations of the trials
+FITTED = 80  # observations that tell them, at most
 STRETCHES = (0.4, 3.0)  # of a single feature's length
 
 
@@ -78,9 +79,12 @@ class Process:
         return mean, np.sqrt((1 - (explained**2).sum(0)).clip(1e-12))
 
     def fitted(self) -> "Process":
-        """With the lengths and the noise that make the observations likeliest: alike first, then one by one."""
+        """With the lengths and the noise that make the observations likeliest: alike first, then one by one. Of many
+        observations some, evenly spaced, tell them."""
+        step = math.ceil(len(self.values) / FITTED)
+        some = replace(self, features=self.features[::step], values=self.values[::step], noise=self.noise[::step])
         alike = [
-            replace(self, lengths=np.full_like(self.lengths, length), level=level)
+            replace(some, lengths=np.full_like(self.lengths, length), level=level)
             for length in LENGTHS
             for level in NOISES
         ]
@@ -92,7 +96,7 @@ class Process:
                 tried = replace(best, lengths=lengths)
                 if (found := tried.likelihood) > likelihood:
                     likelihood, best = found, tried
-        return best
+        return replace(self, lengths=best.lengths, level=best.level)
 
     def believing(self, features: Floats) -> "Process":
         """With observations of its own mean at `features` [M, F]: what runs there is not to be proposed again."""

@@ -74,12 +74,12 @@ class TreeParzen:
         ranks = dict(zip((seen.number for seen in told), merit(told, self.epochs).ranks.tolist(), strict=True))
         return [self._document(seen, ranks.get(seen.number)) for seen in trials]
 
-    def _document(self, seen: Seen, rank: int | None) -> dict[str, Any]:
+    def _document(self, seen: Seen, loss: float | None) -> dict[str, Any]:
         active = {parameter.label: parameter.label in seen.sample for parameter in self.parameters}
         misc = {
             "tid": seen.number,
             "idxs": {label: [seen.number] if here else [] for label, here in active.items()},
             "vals": {label: [seen.sample[label]] if here else [] for label, here in active.items()},
         }
-        result = {"status": "new"} if rank is None else {"status": "ok", "loss": float(rank)}
+        result = {"status": "new"} if loss is None else {"status": "ok", "loss": loss}
         return {"tid": seen.number, "state": 2, "spec": None, "misc": misc, "result": result}

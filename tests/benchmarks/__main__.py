@@ -3,6 +3,7 @@
 python -m tests.benchmarks overhead --json overhead.json
 python -m tests.benchmarks cache --repeats 3
 python -m tests.benchmarks top-k --data ~/photographs
+python -m tests.benchmarks search-lcbench --data ~/lcbench --tasks 0-9 --seeds 4
 
 An option is an argument of the benchmarks that have one of its name; what is not given is their own default.
 """
@@ -20,17 +21,18 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import cache, overhead, quickstart, search_surface, topk
+from tests.benchmarks import cache, overhead, quickstart, search_lcbench, search_surface, topk
 
 Result = tuple[list[dict[str, Any]], dict[str, float]]
 BENCHMARKS: dict[str, Callable[..., Result]] = {
     "cache": cache.measure,
     "overhead": overhead.measure,
     "quickstart": quickstart.measure,
+    "search-lcbench": search_lcbench.measure,
     "search-surface": search_surface.measure,
     "top-k": topk.measure,
 }
-OPTIONS = ("repeats", "images", "data")
+OPTIONS = ("repeats", "images", "data", "tasks", "seeds")
 
 
 def machine() -> dict[str, Any]:
@@ -53,7 +55,9 @@ def main() -> None:
     parser.add_argument("name", nargs="?", choices=sorted(BENCHMARKS))
     parser.add_argument("--repeats", type=int, metavar="N", help="rounds of what is measured interleaved")
     parser.add_argument("--images", type=int, metavar="N", help="training images")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="a folder of photographs")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="a folder of photographs, or of LCBench")
+    parser.add_argument("--tasks", metavar="FIRST-LAST", help="of LCBench")
+    parser.add_argument("--seeds", type=int, metavar="N", help="runs of each kind")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--list", action="store_true")
     arguments = parser.parse_args()

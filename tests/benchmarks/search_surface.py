@@ -115,14 +115,20 @@ def search(surface: Surface, settings: dict[str, Any], seed: int, good: set[int]
     return Outcome(found, study.epochs, best is not None and surface.index(best.config) in good)
 
 
-def simulated(study: Study, curve_of: Callable[[Seen], Sequence[float]], workers: int) -> Iterator[Seen]:
-    """Runs a study to its end with workers that take a unit of time for each epoch; yields the trial of each epoch."""
+def simulated(
+    study: Study,
+    curve_of: Callable[[Seen], Sequence[float]],
+    workers: int,
+    seconds_of: Callable[[Seen], float] = lambda seen: 1.0,
+) -> Iterator[Seen]:
+    """Runs a study to its end with workers that take `seconds_of` a trial for each of its epochs; yields the trial of
+    each epoch."""
     order = itertools.count()
-    busy: list[tuple[int, int, Seen]] = []  # by the time at which the epoch ends, then by who began first
-    now = 0
+    busy: list[tuple[float, int, Seen]] = []  # by the time at which the epoch ends, then by who began first
+    now = 0.0
     while True:
         while len(busy) < workers and (seen := study.ask()) is not None:
-            heapq.heappush(busy, (now + 1, next(order), seen))
+            heapq.heappush(busy, (now + seconds_of(seen), next(order), seen))
         if not busy:
             return
         now, _, seen = heapq.heappop(busy)
@@ -130,5 +136,5 @@ def simulated(study: Study, curve_of: Callable[[Seen], Sequence[float]], workers
         accuracy = curve[seen.epoch]
         record = EpochRecord(seen.epoch + 1, len(curve), 1.0, {}, accuracy, None, 0.0, 0.0)
         if not study.tell(seen.number, record):
-            heapq.heappush(busy, (now + 1, next(order), seen))
+            heapq.heappush(busy, (now + seconds_of(seen), next(order), seen))
         yield seen
