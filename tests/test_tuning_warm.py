@@ -142,6 +142,16 @@ def test_a_search_that_is_taken_up_again_knows_the_same_though_the_former_has_go
     assert known(tmp_path, experiment) == first
 
 
+def test_asking_beforehand_keeps_nothing_and_finds_the_same(write_run: WriteRun, tmp_path: Path) -> None:
+    run = write_run(experiment_on(SPACE), [(FIXED, [0.5]), (FALLING, [0.25])])
+    folder, experiment = tmp_path / "new", experiment_on(SPACE, runs=[run])
+    folder.mkdir()
+    beforehand = former_runs(folder, experiment, keep=False)
+    assert list(folder.iterdir()) == []
+    assert former_runs(folder, experiment) == beforehand
+    assert former_runs(folder, experiment) == beforehand  # from warm.jsonl
+
+
 def test_a_search_without_a_former_one_keeps_nothing(tmp_path: Path) -> None:
     assert former_runs(tmp_path, experiment_on(SPACE)) == []
     assert list(tmp_path.iterdir()) == []
