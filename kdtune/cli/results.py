@@ -11,6 +11,8 @@ from rich.text import Text
 from kdtune.cli.progress import short_config
 from kdtune.records import ALONE, BEST, DISTILLED
 from kdtune.report import read_summary
+from kdtune.trial import read_run
+from kdtune.tuning.warm import KEPT, former_runs
 
 SHOWN_CHANGES = 3
 SAFE, UNSAFE = 0.7, 0.3  # rank correlations from which on, and below which, an early order is called so
@@ -29,6 +31,7 @@ def print_results(folder: Path, console: Console) -> None:
         if found["trials"]
         else "Nothing was searched: the configuration is the file's own.",
         *stopping(summary),
+        *_known(folder),
         *(["Changed most: " + "; ".join(changes)] if changes else []),
         *retried(summary),
         f"Student: {folder / 'student'}   Run: {folder}",
@@ -37,6 +40,13 @@ def print_results(folder: Path, console: Console) -> None:
         console.print(line, markup=False)
     if summary.get("pareto"):  # earlier versions had none
         console.print(front_table(summary))
+
+
+def _known(folder: Path) -> list[str]:
+    """How many trials of each former search the sampler knew."""
+    if not (folder / KEPT).exists():
+        return []
+    return [f"From the start {former}." for former in former_runs(folder, read_run(folder))]
 
 
 def stopping(summary: Mapping[str, Any]) -> list[str]:
