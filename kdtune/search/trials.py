@@ -26,13 +26,14 @@ from kdtune.cache import open_cache
 from kdtune.errors import RunError
 from kdtune.experiment import Experiment
 from kdtune.search.board import Board, BoardWatcher
+from kdtune.search.optuna import optuna_sampler_of
 from kdtune.search.placing import Slots
 from kdtune.search.recorder import ERRORS, Recorder
 from kdtune.search.states import States, kept_name
 from kdtune.search.trainable import StudentTrial
 from kdtune.trial import Materials
 from kdtune.tuning.making import make_study
-from kdtune.tuning.study import Sampler, Study
+from kdtune.tuning.study import Study
 from kdtune.tuning.warm import former_runs
 
 RETRIES = 3  # of a trial that fails; a node that was taken away with notice does not count
@@ -57,7 +58,7 @@ def run_trials(
     on Ctrl-C.
     """
     known = [seen for former in former_runs(folder, experiment) for seen in former.trials]
-    study = make_study(experiment, gpus=slots.gpus * slots.workers, known=known, sampler=_own_sampler(experiment))
+    study = make_study(experiment, gpus=slots.gpus * slots.workers, known=known, sampler=optuna_sampler_of(experiment))
     board = Board(experiment.search.trials, experiment.train.epochs)
     caches = [open_cache(place, views=materials.columns) for place in materials.caches.values()]
     recorder = Recorder(folder, study, board, watch, states, caches=caches, keep=experiment.search.keep, push=push)
@@ -79,21 +80,12 @@ def run_trials(
     return board
 
 
-def _own_sampler(experiment: Experiment) -> Sampler | None:
-    """A sampler that needs Ray, if the experiment asks for one."""
-    if experiment.search.sampler != "optuna":
-        return None
-    from kdtune.search.optuna import make_optuna_sampler
-
-    return make_optuna_sampler(experiment)
-
-
 def check_search(folder: Path, experiment: Experiment, tell: Callable[[str], None]) -> None:
     """What a search needs besides data and teachers, before these cost anything: its sampler, and former searches.
 
     Raises KdtuneError where one is missing.
     """
-    _own_sampler(experiment)
+    optuna_sampler_of(experiment)
     for former in former_runs(folder, experiment):
         tell(str(former))
 
