@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdtune.tuning.pareto import costs_of, fronts, order, pareto_front
+from kdtune.tuning.pareto import MEMORY, Fronts, costs_of, fronts, order, pareto_front
+from kdtune.tuning.stoppers import Asha, Ranking
 from kdtune.tuning.study import Seen
 
 Points = list[tuple[float, float]]  # value, cost
@@ -102,3 +103,45 @@ def test_trials_of_one_architecture_share_the_median_of_what_was_measured(
     configs = [{"student.model": name, "distill.alpha": k / 10} for k, name in enumerate(["a", "b", "a", "b"])]
     trials = [Seen(k, config, {}, cost=cost) for k, (config, cost) in enumerate(zip(configs, costs, strict=True))]
     assert costs_of(trials) == expected
+
+
+# --- at a rung
+
+
+def arriving(number: int, value: float, cost: float) -> Seen:
+    return Seen(number, {"student.model": str(cost)}, {}, [value], status="running", cost=cost)
+
+
+def test_a_rung_says_how_many_are_ahead_of_the_trial_that_comes() -> None:
+    rung = Fronts()
+    assert rung.place(arriving(0, 0.9, 100)) == 0
+    assert rung.place(arriving(1, 0.5, 100)) == 1  # as dear, and worse
+    assert rung.place(arriving(2, 0.4, 10)) == 1  # the cheapest: an end of the front, beside the best
+    assert rung.place(arriving(3, 0.3, 100)) == 3
+    assert len(rung) == 4
+
+
+def test_successive_halving_keeps_a_cheap_student_that_plain_accuracy_would_stop() -> None:
+    for ranking, stops in ((Fronts, False), (Ranking, True)):
+        asha = Asha([[1]], 3, ranking=ranking)
+        for number in range(5):
+            asha.judge(arriving(number, 0.8 + number / 100, 1000))
+        assert asha.judge(arriving(5, 0.6, 10)) == stops
+        assert asha.judge(arriving(6, 0.5, 1000))  # beaten in both: neither keeps it
+
+
+def test_a_cheap_student_that_diverged_is_stopped_for_good() -> None:
+    rung = Fronts()
+    for number in range(3):
+        rung.place(arriving(number, 0.5, 100))
+    diverged = arriving(3, 0.0, 1)
+    diverged.status = "diverged"
+    assert rung.place(diverged) == 3
+
+
+def test_a_rung_remembers_the_latest_only() -> None:
+    rung = Fronts()
+    for number in range(MEMORY + 50):
+        rung.place(arriving(number, 1 / (number + 1), 10))
+    assert len(rung) == MEMORY
+    assert rung.come[0][1].number == 50

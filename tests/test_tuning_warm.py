@@ -68,7 +68,7 @@ def test_trials_of_a_former_search_are_known_with_their_values_and_how_they_ende
     trials = [(FIXED, [0.2, 0.5, 0.7]), (FALLING, [0.3]), (FIXED, [0.1, None])]
     run = write_run(experiment_on(SPACE), trials)
     (former,) = former_runs(tmp_path, experiment_on(SPACE, runs=[run]))
-    assert str(former) == f"3 of the 3 trials of {run} fit the search space and are known"
+    assert str(former) == f"3 of the 3 trials of {run} were known, those that fit the space"
     assert [seen.number for seen in former.trials] == [-3, -2, -1]
     assert [seen.values for seen in former.trials] == [[0.2, 0.5, 0.7], [0.3], [0.1, 0.0]]
     assert [seen.status for seen in former.trials] == ["complete", "stopped", "diverged"]
@@ -140,6 +140,16 @@ def test_a_search_that_is_taken_up_again_knows_the_same_though_the_former_has_go
     for file in run.iterdir():
         file.unlink()
     assert known(tmp_path, experiment) == first
+
+
+def test_asking_beforehand_keeps_nothing_and_finds_the_same(write_run: WriteRun, tmp_path: Path) -> None:
+    run = write_run(experiment_on(SPACE), [(FIXED, [0.5]), (FALLING, [0.25])])
+    folder, experiment = tmp_path / "new", experiment_on(SPACE, runs=[run])
+    folder.mkdir()
+    beforehand = former_runs(folder, experiment, keep=False)
+    assert list(folder.iterdir()) == []
+    assert former_runs(folder, experiment) == beforehand
+    assert former_runs(folder, experiment) == beforehand  # from warm.jsonl
 
 
 def test_a_search_without_a_former_one_keeps_nothing(tmp_path: Path) -> None:

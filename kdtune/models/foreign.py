@@ -35,7 +35,7 @@ def build_foreign(name: str, image_shape: ImageShape, classes: int, options: Map
 
 def _from_timm(name: str, image_shape: ImageShape, classes: int, options: Mapping[str, object]) -> nn.Module:
     try:
-        with torch.device("cpu"):  # a ghost is built under the meta device; what an import makes stays for good
+        with torch.device("cpu"):  # whoever builds under the meta device: what an import makes stays for good
             import timm
     except ImportError as error:
         raise ModelError(f"timm:{name} needs timm, which is not installed ({error}): pip install timm") from error

@@ -18,7 +18,7 @@ from kdtune.cache import LogitCache
 from kdtune.errors import CacheError, StorageError
 from kdtune.records import EpochRecord, append_line, mend, read_lines
 from kdtune.search.board import Board, BoardWatcher, Row, last_error
-from kdtune.search.states import States, name_of, state_name
+from kdtune.search.states import States, kept_name, name_of, state_name
 from kdtune.tuning.study import Seen, Study
 
 log = logging.getLogger(__name__)
@@ -78,14 +78,20 @@ class Recorder:
         self.kept.add(state_name(number, seen.config))
         self._tell(self._show(seen))
 
-    def result(self, number: int, told: Mapping[str, Any], lost: int) -> bool:
-        """Writes down what a trial tells of an epoch, and whether it is to end."""
+    def result(self, number: int, told: Mapping[str, Any], lost: int, cost: float | None = None) -> bool:
+        """Writes down what a trial tells of an epoch, and whether it is to end. `cost` is its student's."""
         record = EpochRecord.from_json(told)
         if self.study.is_news(number, record):
             seen = self.study.trials[number]
             line = {"trial": name_of(number), "config": seen.config, "at": round(self.study.seconds, 3), **told}
+            if cost is not None:
+                line["cost"] = cost
+            if seen.parent is not None:
+                line["parent"] = {"trial": name_of(seen.parent[0]), "epoch": seen.parent[1]}
             append_line(self.path, line)
-        ended = self.study.tell(number, record)
+        if record.epoch in self.study.saved_epochs:  # an epoch that is told again was saved again
+            self.kept.add(kept_name(number, self.study.trials[number].config, record.epoch))
+        ended = self.study.tell(number, record, cost)
         if lost:
             self._note(number, LOST, lost)
         row = self._show(self.study.trials[number])
@@ -138,7 +144,11 @@ class Recorder:
         trials = self.study.trials.values()
         best = sorted((seen for seen in trials if seen.status == "complete"), key=lambda seen: -seen.values[-1])
         going = [seen for seen in trials if not seen.ended or seen.status == "failed"]
-        return {state_name(seen.number, seen.config) for seen in [*going, *best[: self.keep]]}
+        names = {state_name(seen.number, seen.config) for seen in [*going, *best[: self.keep]]}
+        parents = self.study.wanted_states()
+        # a trial may be ahead of the records, and what it has left behind is not known yet
+        parents |= {(seen.number, epoch) for seen in going for epoch in self.study.saved_epochs if epoch > seen.epoch}
+        return names | {kept_name(number, self.study.trials[number].config, epoch) for number, epoch in parents}
 
     def _count_columns(self) -> bool:
         """Whether there was anything to count: once all columns are there, they stay."""
@@ -161,6 +171,7 @@ class Recorder:
 
     def _tell(self, row: Row | None) -> None:
         self.board.changed = row
+        self.board.trials = self.study.planned
         self.board.seconds = self.study.seconds
         self.board.spent = self.study.spent
         self.watch.search_progress(self.board)

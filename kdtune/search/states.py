@@ -78,6 +78,11 @@ def state_name(number: int, config: Mapping[str, Any]) -> str:
     return f"{name_of(number)}-{digest[:12]}"
 
 
+def kept_name(number: int, config: Mapping[str, Any], epoch: int) -> str:
+    """Of the state after one epoch, from which another trial may go on."""
+    return f"{state_name(number, config)}-{epoch}"
+
+
 def states_of(storage: str, name: str) -> States:
     """Of the run `name` (a path below the storage)."""
     return States(below(storage, f"{name}/{STATES}"))

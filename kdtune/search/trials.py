@@ -26,13 +26,15 @@ from kdtune.cache import open_cache
 from kdtune.errors import RunError
 from kdtune.experiment import Experiment
 from kdtune.search.board import Board, BoardWatcher
+from kdtune.search.optuna import optuna_sampler_of
 from kdtune.search.placing import Slots
 from kdtune.search.recorder import ERRORS, Recorder
-from kdtune.search.states import States
+from kdtune.search.states import States, kept_name
 from kdtune.search.trainable import StudentTrial
 from kdtune.trial import Materials
 from kdtune.tuning.making import make_study
 from kdtune.tuning.study import Study
+from kdtune.tuning.warm import former_runs
 
 RETRIES = 3  # of a trial that fails; a node that was taken away with notice does not count
 
@@ -55,20 +57,37 @@ def run_trials(
     `push` says whether the records have reached the storage. Raises RunError where every trial fails, and Interrupted
     on Ctrl-C.
     """
-    study = make_study(experiment, gpus=slots.gpus * slots.workers)
+    known = [seen for former in former_runs(folder, experiment) for seen in former.trials]
+    study = make_study(experiment, gpus=slots.gpus * slots.workers, known=known, sampler=optuna_sampler_of(experiment))
     board = Board(experiment.search.trials, experiment.train.epochs)
     caches = [open_cache(place, views=materials.columns) for place in materials.caches.values()]
     recorder = Recorder(folder, study, board, watch, states, caches=caches, keep=experiment.search.keep, push=push)
     recorder.begin()
     if not study.over:
         trainable = tune.with_parameters(
-            StudentTrial, experiment=experiment, materials=(ray.put(materials),), slots=slots, states=states
+            StudentTrial,
+            experiment=experiment,
+            materials=(ray.put(materials),),
+            slots=slots,
+            states=states,
+            saved_epochs=study.saved_epochs,
         )
         run_study(recorder, trainable, slots)
     recorder.settle()
+    board.spent = study.spent  # also where it was before anything ran
     _check_finished(recorder)
     watch.search_ended(board)
     return board
+
+
+def check_search(folder: Path, experiment: Experiment, tell: Callable[[str], None]) -> None:
+    """What a search needs besides data and teachers, before these cost anything: its sampler, and former searches.
+
+    Raises KdtuneError where one is missing.
+    """
+    optuna_sampler_of(experiment)
+    for former in former_runs(folder, experiment):
+        tell(str(former))
 
 
 def run_study(recorder: Recorder, trainable: Any, slots: Slots) -> None:
@@ -123,7 +142,11 @@ class _Asking(Searcher):
         seen = self.link.study.ask()
         if seen is None:
             return Searcher.FINISHED if self.link.study.closed else None
-        return {"number": seen.number, "values": dict(seen.config), "told": seen.epoch}
+        parent = None
+        if seen.parent is not None:
+            number, epoch = seen.parent
+            parent = kept_name(number, self.link.study.trials[number].config, epoch)
+        return {"number": seen.number, "values": dict(seen.config), "told": seen.epoch, "parent": parent}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """The study has heard of it."""
@@ -144,7 +167,8 @@ class _Judging(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         try:
-            ended = self.link.recorder.result(trial.config["number"], json.loads(result["record"]), result["lost"])
+            told = json.loads(result["record"])
+            ended = self.link.recorder.result(trial.config["number"], told, result["lost"], result["cost"])
         except OSError as error:  # Tune would pass it on as text only
             self.link.failure = error
             raise

@@ -8,10 +8,11 @@ from kdtune.experiment.sampling import grid
 from kdtune.experiment.space import Parameter, full_point, parse
 from kdtune.experiment.stopping import ready_epochs
 from kdtune.tuning.gaussian import GaussianProcess
+from kdtune.tuning.pareto import Fronts
 from kdtune.tuning.population import Population
 from kdtune.tuning.rungs import brackets_of_search, longest_grace
 from kdtune.tuning.samplers import Grid, Random, Turns
-from kdtune.tuning.stoppers import Asha, Median, Never
+from kdtune.tuning.stoppers import Asha, Median, Never, Ranking
 from kdtune.tuning.study import Budget, Sampler, Seen, Stopper, Study
 from kdtune.tuning.tpe import TreeParzen
 
@@ -67,7 +68,9 @@ def make_study(
 
 def _asha(experiment: Experiment) -> Asha:
     brackets, dealt = brackets_of_search(experiment)
-    return Asha(brackets, experiment.search.stopper.reduction_factor, shares=dealt, seed=experiment.search.seed)
+    search = experiment.search
+    ranking = Ranking if search.second_objective is None else Fronts
+    return Asha(brackets, search.stopper.reduction_factor, shares=dealt, seed=search.seed, ranking=ranking)
 
 
 def _population(experiment: Experiment) -> Population:

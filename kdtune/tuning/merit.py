@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdtune.tuning.curves import Forecast, foretell
-from kdtune.tuning.pareto import costs_of, order
+from kdtune.tuning.pareto import order, usable_costs
 from kdtune.tuning.study import Seen
 
 FEWEST = 5  # trials that tell the scale of a search
@@ -43,9 +43,7 @@ def merit(trials: Sequence[Seen], epochs: int) -> Forecast:
 
 def _weighed(forecast: Forecast, group: Sequence[Seen]) -> Forecast:
     """From 1 for the best by accuracy and cost down to 0."""
-    known = costs_of(group)
-    costs = [float("inf") if seen.status == "diverged" else cost for seen, cost in zip(group, known, strict=True)]
-    places = np.array(order(forecast.values.tolist(), costs))
+    places = np.array(order(forecast.values.tolist(), usable_costs(group)))
     values = 1 - (places + 0.5) / len(places)
     return Forecast(values, forecast.spreads / _tail(forecast.values) * _tail(values))
 

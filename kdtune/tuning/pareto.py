@@ -5,7 +5,8 @@
     pareto_front(values, costs)    # indices of the first front, from the cheapest
 
 Costs are positive and count by their ratio; infinity is one that is not known. Of a trial, the cost is that of its
-student's architecture: `costs_of` takes the noise out of those that were measured.
+student's architecture: `costs_of` takes the noise out of those that were measured. `Fronts` are a rung of successive
+halving with two objectives.
 """
 
 import math
@@ -16,6 +17,8 @@ from typing import Any
 
 from kdtune.experiment.space import is_architecture
 from kdtune.tuning.study import Seen
+
+MEMORY = 500  # trials that a rung compares
 
 
 def fronts(values: Sequence[float], costs: Sequence[float]) -> list[int]:
@@ -60,6 +63,12 @@ def order(values: Sequence[float], costs: Sequence[float]) -> list[int]:
     return places
 
 
+def usable_costs(trials: Sequence[Seen]) -> list[float]:
+    """`costs_of`, but a student that diverged is of no use, however cheap."""
+    known = costs_of(trials)
+    return [math.inf if seen.status == "diverged" else cost for seen, cost in zip(trials, known, strict=True)]
+
+
 def costs_of(trials: Sequence[Seen]) -> list[float]:
     """Of each trial the median of what was measured of its architecture, infinity where nothing was yet.
 
@@ -71,6 +80,22 @@ def costs_of(trials: Sequence[Seen]) -> list[float]:
             measured.setdefault(_architecture(seen.config), []).append(seen.cost)
     known = {architecture: statistics.median(costs) for architecture, costs in measured.items()}
     return [known.get(_architecture(seen.config), math.inf) for seen in trials]
+
+
+class Fronts:
+    """Trials that have come to a rung, by accuracy there and cost; of many the latest."""
+
+    def __init__(self) -> None:
+        self.come: list[tuple[float, Seen]] = []
+
+    def __len__(self) -> int:
+        return len(self.come)
+
+    def place(self, seen: Seen) -> int:
+        """Adds the trial with its last value; how many are ahead of it."""
+        self.come = [*self.come[1 - MEMORY :], (seen.values[-1], seen)]
+        values, trials = [value for value, _ in self.come], [one for _, one in self.come]
+        return order(values, usable_costs(trials))[-1]
 
 
 def _architecture(config: Mapping[str, Any]) -> Hashable:

@@ -50,6 +50,7 @@ class Population:
     ) -> None:
         """`ready` are the epochs after which members are compared, `epochs` those of a run."""
         self.parameters = parameters
+        self.ready = ready
         self.stages = {epoch: Stage() for epoch in ready}
         self.epochs = epochs
         self.members = members
@@ -82,10 +83,6 @@ class Population:
         values = explored(self.parameters, parent.seen.config, source)
         config = continued(parent.seen.config, values, seen.epoch, self.epochs)
         return Fork((parent.seen.number, seen.epoch), config, parent.values)
-
-    def keeps(self, seen: Seen) -> bool:
-        stage = self.stages.get(seen.epoch)
-        return stage is not None and any(one.seen is seen for one in self._candidates(stage))
 
     def wanted(self) -> set[tuple[int, int]]:
         return {(one.seen.number, epoch) for epoch, stage in self.stages.items() for one in self._candidates(stage)}

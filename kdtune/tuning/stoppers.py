@@ -12,9 +12,10 @@ import math
 from array import array
 from bisect import bisect_left, bisect_right, insort
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from kdtune.tuning.brackets import bracket_of
+from kdtune.tuning.pareto import Fronts
 from kdtune.tuning.study import DIVERGED, Seen
 
 
@@ -29,6 +30,11 @@ class Ranking:
 
     def add(self, value: float) -> None:
         insort(self.values, value)
+
+    def place(self, seen: Seen) -> int:
+        """Adds the trial's last value; how many are ahead of it."""
+        self.add(seen.values[-1])
+        return self.above(seen.values[-1])
 
     def above(self, value: float) -> int:
         """How many are higher."""
@@ -60,15 +66,24 @@ class Asha:
     With several brackets each has rungs of its own, which begin one later than those of the bracket before, and trials
     are dealt to them by the seed (`brackets`). All of them, in these shares, are Hyperband, run asynchronously as in
     section 3.2 of that paper.
+
+    Who is ahead is decided by accuracy, or with `pareto.Fronts` by accuracy and cost (Schmucker et al. 2021,
+    "Multi-objective Asynchronous Successive Halving").
     """
 
     def __init__(
-        self, brackets: Sequence[Sequence[int]], factor: float, *, shares: Sequence[float] = (1.0,), seed: int = 0
+        self,
+        brackets: Sequence[Sequence[int]],
+        factor: float,
+        *,
+        shares: Sequence[float] = (1.0,),
+        seed: int = 0,
+        ranking: Callable[[], Ranking | Fronts] = Ranking,
     ) -> None:
         """`brackets` holds the rungs of each bracket, `shares` the bracket's share of the trials."""
         assert len(brackets) == len(shares)
         self.factor = factor
-        self.brackets = [[(epoch, Ranking()) for epoch in rungs] for rungs in brackets]
+        self.brackets = [[(epoch, ranking()) for epoch in rungs] for rungs in brackets]
         self.shares = shares
         self.seed = seed
         self.passed: dict[int, int] = {}  # by number of a trial: the rungs of its bracket that it has come to
@@ -82,9 +97,8 @@ class Asha:
         if seen.epoch != epoch and seen.status != "diverged":
             return False
         self.passed[seen.number] = passed + 1
-        value = seen.values[-1]
-        ranking.add(value)
-        return len(ranking) >= self.factor and ranking.above(value) >= math.ceil(len(ranking) / self.factor)
+        ahead = ranking.place(seen)
+        return len(ranking) >= self.factor and ahead >= math.ceil(len(ranking) / self.factor)
 
 
 class Median:

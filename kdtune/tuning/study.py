@@ -80,12 +80,10 @@ class Fork:
 class Forking(Stopper, Protocol):
     """A stopper that has something better to do than what it stops."""
 
+    ready: Sequence[int]  # epochs of a run after which a fork may go on
+
     def fork(self, seen: Seen) -> Fork:
         """What takes the place of a trial that was just stopped."""
-        ...
-
-    def keeps(self, seen: Seen) -> bool:
-        """Whether a fork may still go on from the trial's state at its present epoch."""
         ...
 
     def wanted(self) -> set[tuple[int, int]]:
@@ -254,17 +252,23 @@ class Study:
         }
         return next((name for name, (used, limit) in limits.items() if limit is not None and used >= limit), None)
 
-    def saves(self, seen: Seen) -> bool:
-        """Whether the state after the trial's present epoch, which was told, must be kept under (number, epoch)."""
-        return self.forking is not None and not seen.ended and self.forking.keeps(seen)
+    @property
+    def saved_epochs(self) -> Sequence[int]:
+        """Epochs after which a trial's state is kept under (number, epoch), before that epoch is told."""
+        return self.forking.ready if self.forking is not None else ()
 
     def wanted_states(self) -> set[tuple[int, int]]:
-        """Of the states that are kept under (number, epoch), those that must still be there."""
+        """Of the states of epochs that were told, those that must still be there."""
         if self.forking is None or self._ran:
             return set()
         parents = [fork.parent for fork in self.forks]
         parents += [seen.parent for seen in self.trials.values() if seen.parent is not None and not seen.ended]
         return {*parents, *self.forking.wanted()}
+
+    @property
+    def planned(self) -> int:
+        """Trials in all, as far as it is known: each fork is one more."""
+        return self.budget.trials + sum(number >= FORKS_FROM for number in self.trials) + len(self.forks)
 
     @property
     def _begun(self) -> bool:

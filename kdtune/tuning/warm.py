@@ -35,23 +35,23 @@ class Former:
     trials: tuple[Seen, ...]
 
     def __str__(self) -> str:
-        return f"{len(self.trials)} of the {self.count} trials of {self.run} fit the search space and are known"
+        return f"{len(self.trials)} of the {self.count} trials of {self.run} were known, those that fit the space"
 
 
-def former_runs(folder: Path, experiment: Experiment) -> list[Former]:
+def former_runs(folder: Path, experiment: Experiment, *, keep: bool = True) -> list[Former]:
     """The searches that the experiment names, from the run folder or, the first time, from their own.
 
-    Trials have numbers below 0, the last -1. Raises RunError where one is no run, or has no trial that fits.
+    Trials have numbers below 0, the last -1. Without `keep` nothing is written: whoever asks beforehand has not begun.
+    Raises RunError where one is no run, or has no trial that fits.
     """
     runs = experiment.search.warm_start
     if not runs:
         return []
     parameters, _ = parse(experiment.search.space)
     path = folder / KEPT
-    if not path.exists():
-        lines = [_line(run, folder, parameters, experiment) for run in runs]
+    lines = list(read_lines(path)) or [_line(run, folder, parameters, experiment) for run in runs]
+    if keep and not path.exists():
         write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
-    lines = list(read_lines(path))
     number = -sum(len(line["known"]) for line in lines)
     formers = []
     for line in lines:
