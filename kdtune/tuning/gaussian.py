@@ -26,7 +26,7 @@ from kdtune.tuning.study import Sample, Seen
 
 Floats = NDArray[np.float64]
 
-OPTIMISM = 2.0  # standard deviations above the mean
+OPTIMISM = 3.0  # standard deviations above the mean
 FLOOR = -2.0  # what is worse counts as this: how bad a bad trial is tells nothing of the best
 PLACES = 600  # that are compared for a proposal, half of them near the best
 NEAR = 5  # the best, around which to look

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 TASKS, EPOCHS = 34, 52
@@ -30,6 +29,8 @@ class Surrogate:
     """Curves of `model.onnx` in the folder `data`."""
 
     def __init__(self, data: Path) -> None:
+        import onnxruntime  # of the extra `bench`, and no other benchmark needs it
+
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1  # the batches are small
         self.session = onnxruntime.InferenceSession(data / "model.onnx", options)
