@@ -23,10 +23,11 @@ def surface_of(*ends: tuple[float, ...], epochs: int = 3) -> Surface:
 
 
 def test_good_is_within_a_standard_deviation_of_the_best_by_the_other_seeds() -> None:
-    # without the first seed: means 0.81, 0.79, 0.7; variances 2e-4 each, a deviation of 0.0141
-    surface = surface_of((0.1, 0.82, 0.80), (0.1, 0.80, 0.78), (0.99, 0.71, 0.69))
+    # without the first seed: means 0.80, 0.78, 0.70. The second seed gives all 0.1 more, and besides 0.02 more or less
+    surface = surface_of((0.1, 0.76, 0.84), (0.1, 0.72, 0.84), (0.99, 0.65, 0.75))
+    # runs lie 0.01, 0.01 and 0 from what that leaves: variances 2e-4, 2e-4 and 0, the root of their mean 0.0115
     assert good_without(surface, 0) == {0}
-    near = surface_of((0.1, 0.82, 0.80), (0.1, 0.81, 0.79))  # 0.01 apart
+    near = surface_of((0.1, 0.76, 0.84), (0.1, 0.73, 0.85), (0.99, 0.65, 0.75))  # means 0.01 apart
     assert good_without(near, 0) == {0, 1}
 
 

@@ -4,8 +4,9 @@ The table (`surface_table`) holds a grid of 100 configurations trained in full w
 grid's own values as choices, a `Study` as `kdtune search` makes it, and WORKERS simulated workers, one epoch a step;
 what an epoch would have given is looked up. All its trials have one seed, as those of a search have, and it is judged
 by the others: a configuration is good where its mean over the other seeds lies within one standard deviation of the
-best one's (of single runs, pooled over configurations). Found is one as soon as the search would return it: as the best
-of the trials that have run in full, by the accuracies that it has seen.
+best one's. That is the deviation of single runs from their configuration's mean, once what a seed does to all
+configurations alike is taken away: it would make the good ones twice as many. Found is one as soon as the search would
+return it: as the best of the trials that have run in full, by the accuracies that it has seen.
 """
 
 import heapq
@@ -22,7 +23,7 @@ from kdtune.tuning.making import make_study
 from kdtune.tuning.study import Seen, Study
 from tests.benchmarks.surface_table import Surface, read_surface
 
-REPEATS = 200
+REPEATS = 60
 WORKERS = 4
 TARGET = 0.15  # of the grid's epochs
 RESAMPLES = 1000
@@ -92,7 +93,8 @@ def interval(values: Sequence[float], statistic: Callable[[Sequence[float]], flo
 def good_without(surface: Surface, seed: int) -> set[int]:
     """Configurations as good as the best one within a standard deviation, by all seeds but one."""
     others = [s for s in range(surface.seeds) if s != seed]
-    last = [[of_seeds[other][-1] for other in others] for of_seeds in surface.accuracy]
+    shift = {other: statistics.fmean(seeds[other][-1] for seeds in surface.accuracy) for other in others}
+    last = [[of_seeds[other][-1] - shift[other] for other in others] for of_seeds in surface.accuracy]
     deviation = statistics.fmean(statistics.variance(values) for values in last) ** 0.5
     means = list(map(statistics.fmean, last))
     return {k for k, mean in enumerate(means) if mean >= max(means) - deviation}
