@@ -246,7 +246,8 @@ def beyond(nodes: Nodes, epoch: int) -> bool:
 
 
 def main(file: str, address: str) -> None:
-    from kdtune.cli.progress import Lines, retried
+    from kdtune.cli.progress import Lines
+    from kdtune.cli.results import retried
     from kdtune.experiment import load
     from kdtune.report import read_summary
     from kdtune.search.run import run_search

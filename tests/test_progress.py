@@ -14,10 +14,9 @@ from kdtune.cli.progress import (
     board_table,
     duration,
     headline,
-    results_table,
     short_config,
-    verdict,
 )
+from kdtune.cli.results import results_table, verdict
 from kdtune.search.board import Board, Row
 
 ROWS = {

@@ -12,12 +12,14 @@ import pytest
 
 from kdtune.cli.options import default_file
 from kdtune.errors import CacheError, RunError, StorageError
-from kdtune.experiment import load
+from kdtune.experiment import Experiment, load
 from kdtune.records import EpochRecord, read_lines
 from kdtune.search import recorder as recorder_module
+from kdtune.search import trainable as trainable_module
 from kdtune.search.board import Board
 from kdtune.search.recorder import Recorder
-from kdtune.search.states import States, state_name, states_of
+from kdtune.search.states import States, kept_name, state_name, states_of
+from kdtune.search.trainable import StudentTrial
 from kdtune.tuning.making import make_study
 from tests.object_store import S3
 from tests.test_search import DISK_FULL
@@ -39,10 +41,10 @@ class Unwatched:
         """Nobody looks."""
 
 
-def recorder_of(folder: Path, **settings: Any) -> Recorder:
+def recorder_of(folder: Path, experiment: Experiment = DIGITS, **settings: Any) -> Recorder:
     """Of a search that is begun in the folder, or taken up again."""
     states = States(str(folder / "states"))
-    made = Recorder(folder, make_study(DIGITS), Board(8, 4), Unwatched(), states, **settings)
+    made = Recorder(folder, make_study(experiment), Board(8, 4), Unwatched(), states, **settings)
     made.begin()
     return made
 
@@ -156,6 +158,89 @@ def test_states_of_what_runs_and_of_the_best_stay(tmp_path: Path) -> None:
             run(recorder, number, accuracy)
         recorder.look()
     assert recorder.states.names() == set(names[1:])
+
+
+class TestForks:
+    """Of a population whose members are compared after epochs 1 and 2 of 4."""
+
+    POPULATION = load(
+        default_file(),
+        [
+            *("search.trials=8", "train.epochs=4", "search.stopper={kind: population, grace_epochs: 1}"),
+            *("search.points=[]", "search.space={distill.alpha: {uniform: [0.2, 0.9]}}"),
+        ],
+    )
+
+    def begun(self, folder: Path, *accuracies: float) -> Recorder:
+        """Members that have told of their first epoch."""
+        recorder = recorder_of(folder, self.POPULATION)
+        for number, accuracy in enumerate(accuracies):
+            assert begin(recorder) == number
+            self.save(recorder, number, 1)
+            recorder.result(number, told(1, accuracy), 0)
+        return recorder
+
+    def save(self, recorder: Recorder, number: int, epoch: int) -> str:
+        name = kept_name(number, recorder.study.trials[number].config, epoch)
+        recorder.states.write(name, b"state")
+        return name
+
+    def test_their_lines_name_their_parents_and_lead_to_them_again(self, tmp_path: Path) -> None:
+        recorder = self.begun(tmp_path, 0.9, 0.8, 0.7, 0.1)
+        fork = begin(recorder)
+        recorder.result(fork, told(2, 0.9), 0)
+        assert list(read_lines(tmp_path / "trials.jsonl"))[-1]["parent"] == {"trial": "0000", "epoch": 1}
+        again = recorder_of(tmp_path, self.POPULATION)
+        assert again.study.trials[fork].values == [0.9, 0.9]
+        assert again.study.trials[fork].parent == (0, 1)
+        assert [begin(again) for _ in range(5)] == [0, 1, 2, fork, 4]
+
+    def test_the_states_that_they_may_go_on_from_stay(self, tmp_path: Path) -> None:
+        recorder = self.begun(tmp_path, 0.9, 0.8, 0.7, 0.1)
+        recorder.settle()
+        best = {kept_name(number, recorder.study.trials[number].config, 1) for number in (0, 1)}
+        assert recorder.states.names() == best, "a quarter of eight"
+
+    def test_so_do_those_of_a_trial_that_is_ahead_of_the_records(self, tmp_path: Path) -> None:
+        first = self.begun(tmp_path, 0.9)
+        ahead = self.save(first, 0, 2)
+        second = recorder_of(tmp_path, self.POPULATION)
+        second.settle()
+        assert ahead in second.states.names()
+
+    def test_a_state_that_is_saved_again_goes_again(self, tmp_path: Path) -> None:
+        recorder = self.begun(tmp_path, 0.9, 0.8, 0.7, 0.1)
+        recorder.settle()
+        name = self.save(recorder, 2, 1)
+        recorder.result(2, told(1, 0.7), 1)
+        recorder.settle()
+        assert name not in recorder.states.names()
+
+    @pytest.mark.parametrize("state", [2, 3, 5])
+    def test_a_state_is_saved_only_as_it_was_after_its_epoch(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: int
+    ) -> None:
+        """The trial was taken up in the state after that epoch, and the records tell of one."""
+        monkeypatch.setattr(trainable_module, "draining", lambda *nodes: False)
+        epochs = [EpochRecord.from_json({**told(epoch), "epochs": 9}) for epoch in range(1, 7)]
+        trial: Any = StudentTrial.__new__(StudentTrial)
+        history = epochs[:state]
+
+        def still() -> Iterator[EpochRecord]:
+            for record in epochs[state:]:
+                history.append(record)
+                yield record
+
+        trial.trial = SimpleNamespace(history=history, records=still(), state=lambda: f"{len(history)}".encode())
+        trial.place = SimpleNamespace(whereabouts=lambda: ((), 0))
+        trial.states, trial.number, trial.values = States(str(tmp_path)), 0, {}
+        trial.saved_epochs, trial.told, trial.losses, trial.cost = [3, 4], 1, 0, None
+        trial.saved, trial.experiment = time.monotonic(), DIGITS
+        for _ in range(5):
+            trial.step()
+        saved = {3: b"3", 4: b"4"}
+        for epoch, expected in saved.items():
+            assert trial.states.read(kept_name(0, {}, epoch)) == (expected if epoch >= state else None)
 
 
 def test_a_slow_storage_is_not_asked_all_the_time(tmp_path: Path) -> None:

@@ -9,12 +9,17 @@ import numpy as np
 import pytest
 from hyperopt import STATUS_OK, Domain, Trials, hp, tpe
 
+from kdtune.experiment import parse as parse_experiment
 from kdtune.experiment.space import Parameter, active, encoded, parse
 from kdtune.tuning.curves import BEST, LATEST, foretell, levels_of, within_memory
 from kdtune.tuning.gaussian import GaussianProcess
+from kdtune.tuning.making import SAMPLERS, make_study
 from kdtune.tuning.samplers import Random, Turns, startup_of
-from kdtune.tuning.study import Sample, Sampler, Seen, Status
+from kdtune.tuning.stoppers import Never
+from kdtune.tuning.study import Budget, Sample, Sampler, Seen, Status, Study
 from kdtune.tuning.tpe import TreeParzen
+from tests.experiments import raw_with
+from tests.tuning import Line, record, work
 
 EPOCHS = 8
 SPACE: dict[str, dict[str, object]] = {
@@ -52,8 +57,8 @@ def searched(sampler: Sampler, trials: int) -> list[Seen]:
     return found
 
 
-def tree_parzen(seed: int = 0, trials: int = 40) -> TreeParzen:
-    return TreeParzen(PARAMETERS, seed, trials=trials, epochs=EPOCHS)
+def tree_parzen(seed: int = 0, trials: int = 40, parameters: Sequence[Parameter] = PARAMETERS) -> TreeParzen:
+    return TreeParzen(parameters, seed, trials=trials, epochs=EPOCHS)
 
 
 def inside(parameter: Parameter, drawn: float) -> bool:
@@ -62,12 +67,12 @@ def inside(parameter: Parameter, drawn: float) -> bool:
     return parameter.low <= drawn <= parameter.high and (parameter.kind != "integer" or isinstance(drawn, int))
 
 
-def gaussian_process(seed: int = 0, trials: int = 40) -> GaussianProcess:
-    return GaussianProcess(PARAMETERS, seed, trials=trials, epochs=EPOCHS)
+def gaussian_process(seed: int = 0, trials: int = 40, parameters: Sequence[Parameter] = PARAMETERS) -> GaussianProcess:
+    return GaussianProcess(parameters, seed, trials=trials, epochs=EPOCHS)
 
 
-def by_turns(seed: int = 0, trials: int = 40) -> Turns:
-    return Turns(tree_parzen(seed, trials), gaussian_process(seed, trials))
+def by_turns(seed: int = 0, trials: int = 40, parameters: Sequence[Parameter] = PARAMETERS) -> Turns:
+    return Turns(tree_parzen(seed, trials, parameters), gaussian_process(seed, trials, parameters))
 
 
 LEARNING = {"hyperopt": tree_parzen, "gp": gaussian_process, "hyperopt+gp": by_turns}
@@ -126,6 +131,16 @@ class TestEverySamplerThatLearns:
         found = searched(make(), 20)
         found.append(Seen(20, found[0].config, found[0].sample, [], "running"))
         assert make().propose(21, found) is not None
+
+    def test_tries_no_configuration_twice(self, make: Any) -> None:
+        """All trials of a search have one seed, so it would come to the same again."""
+        third = {"choice": [1, 2, 3], "when": {"kind": "b"}}
+        parameters, _ = parse({"kind": {"choice": ["a", "b"]}, "layers": {"integer": [1, 4]}, "third": third})
+        study = Study(parameters, make(0, 16, parameters), Never(), Budget(17))
+        while (asked := study.ask()) is not None:
+            study.tell(asked.number, record(1, 0.9 - abs(asked.sample["layers"] - 3) / 10, epochs=1))
+        samples = [tuple(sorted(seen.sample.items())) for seen in study.trials.values()]
+        assert len(set(samples)) == len(samples) - 1 == 4 + 4 * 3
 
     def test_remembers_a_bounded_number_of_trials(self, make: Any) -> None:
         """Those in the middle of a long search that were not among the best change nothing."""
@@ -225,3 +240,20 @@ def test_samplers_by_turns_answer_as_each_of_them_alone() -> None:
     assert by_turns().propose(20, found) == tree_parzen().propose(20, found)
     assert by_turns().propose(21, found) == gaussian_process().propose(21, found)
     assert tree_parzen().propose(21, found) != gaussian_process().propose(21, found)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_search_that_was_killed_proposes_and_stops_as_one_that_never_was(name: str) -> None:
+    space = {"distill.alpha.start": {"uniform": [0.2, 0.9]}, "distill.temperature.start": {"loguniform": [1, 20]}}
+    search = {"sampler": name, "trials": 18, "seed": 3}
+    experiment = parse_experiment(raw_with({"search": search, "train.epochs": 9}, space))
+
+    def run_on(lines: list[Line]) -> list[Line]:
+        study = make_study(experiment)
+        study.replay(list(lines))
+        work(study, lambda number, epoch: number % 7 / 10 + epoch / 30, [0] * 200, workers=1, lines=lines)
+        return lines
+
+    through = run_on([])
+    for epochs in (1, 40, len(through) // 2, len(through) - 1):
+        assert run_on(through[:epochs]) == through

@@ -1,6 +1,7 @@
 """Optuna's samplers through Ray's wrapper: exact after an interruption, one trial at a time."""
 
 import importlib.util
+from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
@@ -10,8 +11,9 @@ from kdtune.experiment import Experiment, parse
 from kdtune.experiment.search import OptunaName
 from kdtune.experiment.space import active, encoded
 from kdtune.experiment.space import parse as parse_space
-from kdtune.search.optuna import OptunaSampler, make_optuna_sampler
-from kdtune.tuning.making import first_points
+from kdtune.search.optuna import OptunaSampler, optuna_sampler_of
+from kdtune.tuning.making import first_points, make_study
+from kdtune.tuning.samplers import Random
 from kdtune.tuning.study import Sample, Sampler, Seen
 from tests.experiments import problems_of, raw_with
 
@@ -28,6 +30,12 @@ NAMES = get_args(OptunaName)
 def experiment_of(name: str = "tpe", seed: int = 0) -> Experiment:
     search = {"search.sampler": "optuna", "search.optuna_sampler": name, "search.seed": seed}
     return parse(raw_with(search | {"train.epochs": 6, "search.stopper.grace_epochs": 1}, SPACE))
+
+
+def make_optuna_sampler(experiment: Experiment) -> OptunaSampler:
+    sampler = optuna_sampler_of(experiment)
+    assert sampler is not None
+    return sampler
 
 
 def searched(experiment: Experiment, sampler: Sampler, trials: int, before: list[Seen] | None = None) -> list[Seen]:
@@ -121,3 +129,23 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(
 def test_a_sampler_of_optunas_without_optuna_is_refused() -> None:
     found = problems_of(lambda: parse(raw_with({"search.optuna_sampler": "gp"}, SPACE)))
     assert found["search.optuna_sampler"] == "needs search.sampler optuna, given hyperopt+gp"
+
+
+def test_a_study_asks_optuna_where_the_experiment_does() -> None:
+    experiment = experiment_of("random")
+    study = make_study(experiment, sampler=optuna_sampler_of(experiment))
+    alone = [trial.config for trial in searched(experiment, make_optuna_sampler(experiment), 4)]
+    assert [seen.config for seen in (study.ask() for _ in range(4)) if seen is not None] == alone
+    assert optuna_sampler_of(parse(raw_with({}, SPACE))) is None
+
+
+def test_trials_of_a_former_search_are_known_to_optuna_from_the_start() -> None:
+    experiment = experiment_of()
+    former = [
+        replace(trial, number=trial.number - 8, run="runs/former")
+        for trial in searched(experiment, Random(parse_space(experiment.search.space)[0], 0), 8)
+    ]
+    sampler = make_optuna_sampler(experiment)
+    sampler.propose(0, former)
+    told = [trial for trial in known_to_optuna(sampler) if trial.state.name == "COMPLETE"]
+    assert [trial.params["train.epochs"] for trial in told] == [one.sample["train.epochs"] for one in former]

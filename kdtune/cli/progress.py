@@ -23,7 +23,7 @@ from kdtune.cli.tables import console, megabytes
 from kdtune.data import Dataset
 from kdtune.experiment import Experiment
 from kdtune.experiment.networks import INLINE
-from kdtune.records import ALONE, BEST, DISTILLED, EpochRecord
+from kdtune.records import EpochRecord
 from kdtune.teacher import Teacher
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 PATIENCE = 1.5  # seconds of reading files that pass without a word
 FRAMES = 6  # a second, of the live table
 SHOWN_ROWS = 10
-SHOWN_CHANGES = 3
 STYLES = {
     "waiting": "dim",
     "running": "cyan",
@@ -124,6 +123,9 @@ class Lines:
 
     def assistant_search(self, name: str, experiment: Experiment) -> None:
         self.say(f"assistant {name}: a search of its own, taught by {experiment.teacher_name}")
+
+    def search_knows(self, what: str) -> None:
+        self.say(f"search    {what}")
 
     def search_resumed(self, board: "Board") -> None:
         self._reported = {row.trial for row in board.rows.values() if row.status in ENDED}
@@ -318,82 +320,5 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def what_changed(summary: Mapping[str, Any]) -> list[str]:
-    """The pairs of classes whose confusion changed most from the student alone to the winner; none without matrices."""
-    tables = summary["confusion"]
-    name = next((name for name in (BEST, DISTILLED) if name in tables), None)
-    if name is None or ALONE not in tables:
-        return []
-    classes = summary["classes"]
-    changes = []
-    for label, (before, after) in enumerate(zip(tables[ALONE], tables[name], strict=True)):
-        shares = [(b / max(sum(before), 1), a / max(sum(after), 1)) for b, a in zip(before, after, strict=True)]
-        changes += [(a - b, classes[label], classes[k], b, a) for k, (b, a) in enumerate(shares) if k != label]
-    changes.sort(key=lambda change: abs(change[0]), reverse=True)
-    return [
-        f"{label} taken for {answer}: {before:.1%} → {after:.1%}"
-        for difference, label, answer, before, after in changes[:SHOWN_CHANGES]
-        if difference
-    ]
-
-
-def retried(summary: Mapping[str, Any]) -> list[str]:
-    """A line for each trial that was lost and taken up again."""
-    return [
-        f"Trial {one['trial']} was taken up again {one['times']} time{'s' * (one['times'] > 1)}; the last reason: "
-        f"{one['error']}"
-        for one in summary["search"].get("retried", [])
-    ]
-
-
 def _bar(text: str, done: int, total: int) -> Group:
     return Group(Text(text), Align.left(ProgressBar(total=max(total, 1), completed=done, width=60)))
-
-
-def results_table(summary: Mapping[str, Any]) -> Table:
-    """The table of a finished search: one row each for the teacher, the baselines and the best student."""
-    table = Table(title="Test accuracy, last epoch, whole training set", title_justify="left", title_style="bold")
-    table.add_column("", no_wrap=True)
-    table.add_column("model", overflow="ellipsis", no_wrap=True)
-    for name in ("accuracy", "std", "runs", "parameters", "size", "latency"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in summary["results"]:
-        style = "bold" if row["name"] in (BEST, DISTILLED) else ""
-        table.add_row(
-            Text(row["name"]),  # not as markup: names may hold brackets
-            row["model"],
-            f"{row['mean']:.2%}",
-            "" if row["std"] is None else f"{row['std']:.2%}",
-            str(len(row["test_accuracy"])),
-            f"{row['parameters']:,}",
-            _size(row["size_mb"]),
-            f"{row['latency_ms']:.2f} ms",
-            style=style,
-        )
-    return table
-
-
-def _size(megabytes: float) -> str:
-    return f"{megabytes:,.1f} MB" if megabytes >= 1 else f"{megabytes * 1000:.1f} kB"
-
-
-def verdict(summary: Mapping[str, Any]) -> str:
-    """One sentence: what the best student gains over the student alone, against the spread over seeds."""
-    rows = {row["name"]: row for row in summary["results"]}
-    name = BEST if BEST in rows else DISTILLED
-    best, alone = rows[name], rows.get(ALONE)
-    if alone is None:
-        return f"The {name} student reaches {best['mean']:.2%} on the test set."
-    gain = best["mean"] - alone["mean"]
-    spread = max(row["std"] or 0.0 for row in (best, alone))
-    runs = len(best["test_accuracy"])
-    if runs < 3 or not spread:
-        return (
-            f"The {name} student is {gain * 100:+.2f} points against the student alone; "
-            f"{runs} run{'s' * (runs > 1)} of each cannot tell a gain from chance (final.seeds)."
-        )
-    word = "a clear gain" if gain > 2 * spread else "a clear loss" if gain < -2 * spread else "within the noise"
-    return (
-        f"The {name} student is {gain * 100:+.2f} points against the student alone: {word} "
-        f"({abs(gain) / spread:.1f} standard deviations, {runs} seeds)."
-    )

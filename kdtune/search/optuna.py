@@ -8,9 +8,7 @@ lies in the middle, and one value a trial: what the trial reached, or would have
 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
-
-from ray.tune.search.optuna import OptunaSearch
+from typing import TYPE_CHECKING, Any
 
 from kdtune.errors import ExperimentError, Problem
 from kdtune.experiment import Experiment
@@ -22,6 +20,9 @@ from kdtune.tuning.merit import merit
 from kdtune.tuning.samplers import clipped
 from kdtune.tuning.study import Sample, Seen
 
+if TYPE_CHECKING:  # Tune takes seconds to import, and only who asks for Optuna waits for it
+    from ray.tune.search.optuna import OptunaSearch
+
 VALUE = "val_accuracy"
 NEEDED = {"cmaes": "cmaes"}  # packages that Optuna itself does not bring
 
@@ -30,7 +31,7 @@ class OptunaSampler:
     def __init__(
         self,
         parameters: Sequence[Parameter],
-        searcher: OptunaSearch,
+        searcher: "OptunaSearch",
         *,
         epochs: int,
         base: Experiment | None = None,
@@ -89,15 +90,19 @@ class OptunaSampler:
         return encoded(self.parameters, active(self.parameters, sample, self.base))
 
 
-def make_optuna_sampler(experiment: Experiment) -> OptunaSampler:
-    """Raises ExperimentError where a package is missing."""
+def optuna_sampler_of(experiment: Experiment) -> OptunaSampler | None:
+    """For `make_study(..., sampler=...)`; None where the experiment asks for another. Raises ExperimentError where a
+    package is missing."""
     search = experiment.search
+    if search.sampler != "optuna":
+        return None
     name = search.optuna_sampler or "tpe"
     missing = [package for package in ("optuna", NEEDED.get(name)) if package and not importlib.util.find_spec(package)]
     if missing:
         wanted = f"Optuna's {name} needs {' and '.join(missing)}: pip install {' '.join(missing)}"
         raise ExperimentError(experiment.name, [Problem("search.sampler", wanted)])
     import optuna
+    from ray.tune.search.optuna import OptunaSearch
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # it prints every study that begins
     parameters, _ = parse(search.space)

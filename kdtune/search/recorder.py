@@ -89,8 +89,8 @@ class Recorder:
             if seen.parent is not None:
                 line["parent"] = {"trial": name_of(seen.parent[0]), "epoch": seen.parent[1]}
             append_line(self.path, line)
-            if record.epoch in self.study.saved_epochs:
-                self.kept.add(kept_name(number, seen.config, record.epoch))
+        if record.epoch in self.study.saved_epochs:  # an epoch that is told again was saved again
+            self.kept.add(kept_name(number, self.study.trials[number].config, record.epoch))
         ended = self.study.tell(number, record, cost)
         if lost:
             self._note(number, LOST, lost)
@@ -146,6 +146,8 @@ class Recorder:
         going = [seen for seen in trials if not seen.ended or seen.status == "failed"]
         names = {state_name(seen.number, seen.config) for seen in [*going, *best[: self.keep]]}
         parents = self.study.wanted_states()
+        # a trial may be ahead of the records, and what it has left behind is not known yet
+        parents |= {(seen.number, epoch) for seen in going for epoch in self.study.saved_epochs if epoch > seen.epoch}
         return names | {kept_name(number, self.study.trials[number].config, epoch) for number, epoch in parents}
 
     def _count_columns(self) -> bool:

@@ -24,7 +24,7 @@ from kdtune.search.placing import Slots
 from kdtune.search.session import LOCAL, session
 from kdtune.search.sharing import check_seen, leave_link, on_cluster
 from kdtune.search.states import states_of
-from kdtune.search.trials import run_trials
+from kdtune.search.trials import check_search, run_trials
 from kdtune.storage import Mirror, folder_of
 from kdtune.training import default_device
 from kdtune.trial import (
@@ -49,6 +49,7 @@ class Watcher(Progress, BoardWatcher, Protocol):
 
     def already_finished(self, folder: Path) -> None: ...
     def assistant_search(self, name: str, experiment: Experiment) -> None: ...
+    def search_knows(self, what: str) -> None: ...
     def final_progress(self, done: int, total: int) -> None: ...
 
 
@@ -98,6 +99,7 @@ class _Search:
             if self.address != LOCAL and folder_of(self.experiment.storage) is not None:
                 check_seen(self.folder)
             experiment = self.experiment
+            check_search(self.folder, experiment, self.watch.search_knows)
             for name in searched_assistants(experiment):
                 experiment = self._with_assistant(experiment, name)
             materials = self._prepared(self.folder, experiment)

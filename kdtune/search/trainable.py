@@ -94,7 +94,8 @@ class StudentTrial(tune.Trainable):
             if self._due(record, nodes):
                 self.states.write(state_name(self.number, self.values), self.trial.state())
                 self.saved = time.monotonic()
-            if record.epoch in self.saved_epochs:
+            # a trial that is ahead of the records left this state behind when it came by
+            if record.epoch in self.saved_epochs and len(self.trial.history) == record.epoch:
                 self.states.write(kept_name(self.number, self.values, record.epoch), self.trial.state())
         lost, self.losses = losses - self.losses, losses
         told = json.dumps(record.to_json())

@@ -26,6 +26,7 @@ from kdtune.cache import open_cache
 from kdtune.errors import RunError
 from kdtune.experiment import Experiment
 from kdtune.search.board import Board, BoardWatcher
+from kdtune.search.optuna import optuna_sampler_of
 from kdtune.search.placing import Slots
 from kdtune.search.recorder import ERRORS, Recorder
 from kdtune.search.states import States, kept_name
@@ -57,7 +58,7 @@ def run_trials(
     on Ctrl-C.
     """
     known = [seen for former in former_runs(folder, experiment) for seen in former.trials]
-    study = make_study(experiment, gpus=slots.gpus * slots.workers, known=known)
+    study = make_study(experiment, gpus=slots.gpus * slots.workers, known=known, sampler=optuna_sampler_of(experiment))
     board = Board(experiment.search.trials, experiment.train.epochs)
     caches = [open_cache(place, views=materials.columns) for place in materials.caches.values()]
     recorder = Recorder(folder, study, board, watch, states, caches=caches, keep=experiment.search.keep, push=push)
@@ -77,6 +78,16 @@ def run_trials(
     _check_finished(recorder)
     watch.search_ended(board)
     return board
+
+
+def check_search(folder: Path, experiment: Experiment, tell: Callable[[str], None]) -> None:
+    """What a search needs besides data and teachers, before these cost anything: its sampler, and former searches.
+
+    Raises KdtuneError where one is missing.
+    """
+    optuna_sampler_of(experiment)
+    for former in former_runs(folder, experiment):
+        tell(str(former))
 
 
 def run_study(recorder: Recorder, trainable: Any, slots: Slots) -> None:

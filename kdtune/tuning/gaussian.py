@@ -21,7 +21,7 @@ from kdtune.experiment.space import Parameter
 from kdtune.tuning.cube import Cube
 from kdtune.tuning.curves import within_memory
 from kdtune.tuning.merit import merit
-from kdtune.tuning.samplers import draws, starts_up, startup_of
+from kdtune.tuning.samplers import is_new, new_draws, starts_up, startup_of
 from kdtune.tuning.study import Sample, Seen
 
 Floats = NDArray[np.float64]
@@ -115,17 +115,19 @@ class GaussianProcess:
     def __init__(
         self, parameters: Sequence[Parameter], seed: int, *, trials: int, epochs: int, base: Experiment | None = None
     ) -> None:
-        """`trials` and `epochs` are those planned: of the search, and of a trial."""
+        """`trials` and `epochs` are those planned, of the search and of a trial; `base` answers conditions on what is
+        not searched."""
         self.parameters = parameters
         self.seed = seed
         self.epochs = epochs
+        self.base = base
         self.startup = startup_of(parameters, trials)
         self.cube = Cube(parameters, base)
 
     def propose(self, number: int, trials: Sequence[Seen]) -> Sample:
         source = random.Random(f"{self.seed} {number}")
         if starts_up(number, trials, self.startup):
-            return draws(self.parameters, source)
+            return new_draws(self.parameters, source, trials, self.base)
         remembered = within_memory(trials)
         told = [seen for seen in remembered if seen.values]
         generator = np.random.default_rng(source.getrandbits(32))
@@ -139,7 +141,12 @@ class GaussianProcess:
             np.concatenate([self.cube.random_places(PLACES // 2, generator), self._near(best, generator)])
         )
         mean, deviation = process.mean_and_deviation(self.cube.features(candidates))
-        return self.cube.sample(candidates[np.argmax(mean + OPTIMISM * deviation)])
+        promising = candidates[np.argsort(-(mean + OPTIMISM * deviation), kind="stable")]
+        for place in {place.tobytes(): place for place in promising}.values():
+            proposal = self.cube.sample(place)
+            if is_new(self.parameters, proposal, trials, self.base):
+                return proposal
+        return new_draws(self.parameters, source, trials, self.base)
 
     def _process(self, told: Sequence[Seen], places: Floats) -> Process:
         """Not yet fitted."""

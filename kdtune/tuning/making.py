@@ -38,8 +38,8 @@ STOPPERS: dict[str, Callable[[Experiment], Stopper]] = {
 
 
 def _tree_parzen(experiment: Experiment, parameters: Sequence[Parameter]) -> Sampler:
-    search = experiment.search
-    return TreeParzen(parameters, search.seed, trials=search.trials, epochs=experiment.train.epochs)
+    search, epochs = experiment.search, experiment.train.epochs
+    return TreeParzen(parameters, search.seed, trials=search.trials, epochs=epochs, base=experiment)
 
 
 def _gaussian_process(experiment: Experiment, parameters: Sequence[Parameter]) -> Sampler:

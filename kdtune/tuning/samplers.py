@@ -7,8 +7,11 @@ import math
 import random
 from collections.abc import Sequence
 
-from kdtune.experiment.space import Parameter
+from kdtune.experiment import Experiment
+from kdtune.experiment.space import Parameter, active, encoded
 from kdtune.tuning.study import Sample, Sampler, Seen
+
+MOST_DRAWS = 100
 
 
 def draws(parameters: Sequence[Parameter], source: random.Random) -> dict[str, float]:
@@ -44,6 +47,23 @@ def starts_up(number: int, trials: Sequence[Seen], startup: int) -> bool:
     """Whether it is too early to learn; trials of former searches count as if they had been of this one."""
     former = sum(seen.run is not None for seen in trials)
     return former + number < startup or not any(seen.values for seen in trials)
+
+
+def is_new(parameters: Sequence[Parameter], sample: Sample, trials: Sequence[Seen], base: Experiment | None) -> bool:
+    """Whether no trial of this search has had the configuration: all have one seed, so it would come to the same."""
+    codes = encoded(parameters, active(parameters, sample, base))
+    return all(seen.sample != codes for seen in trials if seen.run is None)
+
+
+def new_draws(
+    parameters: Sequence[Parameter], source: random.Random, trials: Sequence[Seen], base: Experiment | None
+) -> dict[str, float]:
+    """A random sample that no trial has had, unless MOST_DRAWS find none: then the space may have no other."""
+    for _ in range(MOST_DRAWS):
+        sample = draws(parameters, source)
+        if is_new(parameters, sample, trials, base):
+            break
+    return sample
 
 
 class Random:

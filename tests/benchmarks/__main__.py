@@ -21,18 +21,19 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import cache, overhead, quickstart, search_lcbench, search_surface, topk
+from tests.benchmarks import cache, driver_scale, overhead, quickstart, search_lcbench, search_surface, topk
 
 Result = tuple[list[dict[str, Any]], dict[str, float]]
 BENCHMARKS: dict[str, Callable[..., Result]] = {
     "cache": cache.measure,
+    "driver-scale": driver_scale.measure,
     "overhead": overhead.measure,
     "quickstart": quickstart.measure,
     "search-lcbench": search_lcbench.measure,
     "search-surface": search_surface.measure,
     "top-k": topk.measure,
 }
-OPTIONS = ("repeats", "images", "data", "tasks", "seeds")
+OPTIONS = ("repeats", "images", "data", "tasks", "seeds", "trials")
 
 
 def machine() -> dict[str, Any]:
@@ -57,6 +58,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, metavar="N", help="training images")
     parser.add_argument("--data", type=Path, metavar="DIR", help="a folder of photographs, or of LCBench")
     parser.add_argument("--tasks", metavar="FIRST-LAST", help="of LCBench")
+    parser.add_argument("--trials", type=int, metavar="N", help="of the larger search")
     parser.add_argument("--seeds", type=int, metavar="N", help="runs of each kind")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--list", action="store_true")
