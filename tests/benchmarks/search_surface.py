@@ -64,9 +64,9 @@ def measure(repeats: int = REPEATS) -> tuple[list[dict[str, Any]], dict[str, flo
 
 
 def _in_numbers(outcomes: Sequence[Outcome], grid_epochs: int) -> dict[str, float]:
-    """Of the grid's epochs the share after which a good one is found, infinity where never; shares of the searches that
-    find it within the target, ever, and return it at the end; the share that is spent. With 95% intervals."""
-    shares = [float("inf") if one.epochs_to_good is None else one.epochs_to_good / grid_epochs for one in outcomes]
+    """The share of the grid's epochs after which a good one is found, all of them where never; shares of the searches
+    that find it within the target, ever, and return it at the end; the share that is spent. With 95% intervals."""
+    shares = [1.0 if one.epochs_to_good is None else one.epochs_to_good / grid_epochs for one in outcomes]
     within = [float(share <= TARGET) for share in shares]
     low, high = interval(shares, statistics.median)
     within_low, within_high = interval(within, statistics.fmean)
@@ -77,7 +77,7 @@ def _in_numbers(outcomes: Sequence[Outcome], grid_epochs: int) -> dict[str, floa
         "within": statistics.fmean(within),
         "w. low": within_low,
         "w. high": within_high,
-        "ever": statistics.fmean(share < float("inf") for share in shares),
+        "ever": statistics.fmean(one.epochs_to_good is not None for one in outcomes),
         "at end": statistics.fmean(one.good_in_the_end for one in outcomes),
         "spent": statistics.fmean(one.epochs for one in outcomes) / grid_epochs,
     }
