@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -115,13 +116,15 @@ def test_the_summary_tells_how_well_each_rung_foretold_the_end(
 def test_a_run_that_has_not_finished_is_reported_so_far(make_experiment: MakeExperiment, tmp_path: Path) -> None:
     experiment = make_experiment({"search.space": {"distill.alpha": {"uniform": [0.1, 0.9]}}, "search.trials": 9})
     (tmp_path / "experiment.yaml").write_text(dump(experiment))
-    for number, accuracies in enumerate([(0.5, 0.6), (0.7,)]):
+    for number, accuracies in enumerate([(0.5, 0.6), (0.7,), (0.9, math.nan)]):
         for epoch, accuracy in enumerate(accuracies, start=1):
-            told = an_epoch(epoch, 2, accuracy).to_json()
+            loss = 1.0 if math.isfinite(accuracy) else math.nan
+            told = an_epoch(epoch, 2, accuracy, loss=loss).to_json()
             append_line(tmp_path / "trials.jsonl", {"trial": f"{number:04d}", "config": {"distill.alpha": 0.5}, **told})
     lines = CliRunner().invoke(app, ["report", str(tmp_path)]).stdout.splitlines()
-    assert lines[0].startswith("Not finished: 2 of 9 trials begun, 3 epochs; 1 trials ran in full.")
+    assert lines[0].startswith("Not finished: 3 of 9 trials begun, 5 epochs; 1 of them ran in full.")
     assert lines[1:] == [
         "trial 0000   60.00%  epoch 2/2  alpha 0.5",
         "trial 0001   70.00%  epoch 1/2  alpha 0.5",
+        "trial 0002    0.00%  epoch 2/2  alpha 0.5",
     ]

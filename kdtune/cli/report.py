@@ -33,10 +33,11 @@ def _so_far(trials: "Sequence[TrialRecord]", planned: int) -> list[str]:
     from kdtune.cli.progress import short_config
 
     epochs = sum(len(trial.epochs) for trial in trials)
-    best = sorted(trials, key=lambda trial: (trial.complete, trial.val_accuracy), reverse=True)[:SHOWN]
+    in_full = {trial.trial for trial in trials if trial.complete and not trial.epochs[-1].diverged}
+    best = sorted(trials, key=lambda trial: (trial.trial in in_full, trial.val_accuracy), reverse=True)[:SHOWN]
     return [
-        f"Not finished: {len(trials)} of {planned} trials begun, {epochs} epochs; "
-        f"{sum(trial.complete for trial in trials)} trials ran in full. The same `kdtune search` goes on with it.",
+        f"Not finished: {len(trials)} of {planned} trials begun, {epochs} epochs; {len(in_full)} of them ran in full. "
+        f"The same `kdtune search` goes on with it.",
         *(
             f"trial {trial.trial}  {trial.val_accuracy:7.2%}  epoch {last.epoch}/{last.epochs}  "
             f"{short_config(trial.config)}"
