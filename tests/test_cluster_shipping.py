@@ -126,7 +126,7 @@ def test_a_checkpoint_from_elsewhere_travels_along_under_a_name_of_its_content(
     teachers = {"large": {"model": "cnn-8", "weights": given}, "small": {"model": "cnn-8"}}
     experiment = make_experiment({"teachers": teachers, "teacher": {"ensemble": ["large", "small"]}})
     first = resolve(experiment, folder)
-    (place,) = first.weights
+    (place,) = first.files
     assert shipped(experiment, folder)[place] == b"one"
     assert first.experiment.teachers["large"].weights == place
     assert not Path(place).is_absolute()
@@ -138,6 +138,25 @@ def test_a_checkpoint_from_elsewhere_travels_along_under_a_name_of_its_content(
 def test_a_checkpoint_that_only_the_cluster_has_is_left_alone(folder: Path, make_experiment: MakeExperiment) -> None:
     experiment = make_experiment({"teacher.weights": "/shared/teacher.pth"})
     assert resolve(experiment, folder).experiment == experiment
+
+
+@pytest.mark.parametrize("where", ["runs/before", "../before", "/{folder}/../before"])
+def test_of_a_former_search_the_records_travel_along(folder: Path, make_experiment: MakeExperiment, where: str) -> None:
+    run = where.format(folder=folder)
+    path = (folder / run).resolve()
+    path.mkdir(parents=True)
+    for name in ("experiment.yaml", "trials.jsonl", "summary.json"):
+        (path / name).write_text(name)
+    experiment = make_experiment({"search.warm_start": [run]})
+    found = shipped(experiment, folder)
+    (place,) = resolve(experiment, folder).experiment.search.warm_start
+    assert not Path(place).is_absolute()
+    assert {name for name in found if name.startswith(place)} == {f"{place}/experiment.yaml", f"{place}/trials.jsonl"}
+
+
+def test_a_former_search_that_is_not_there_is_told_here(folder: Path, make_experiment: MakeExperiment) -> None:
+    with pytest.raises(ExperimentError, match=r"search\.warm_start: no run in .*gone"):
+        resolve(make_experiment({"search.warm_start": ["runs/gone"]}), folder)
 
 
 def test_a_missing_checkpoint_is_told_here_and_not_on_the_cluster(

@@ -1,4 +1,5 @@
-"""What a search takes along: the working folder, the experiment as resolved, and the checkpoints that it names.
+"""What a search takes along: the working folder, the experiment as resolved, and what that names: checkpoints, and
+records of former searches.
 
     shipment = resolve(experiment, Path.cwd())
     pack(shipment, Path.cwd(), target)             # target: a .zip file, the working directory of the job
@@ -30,6 +31,7 @@ LARGEST = DASHBOARD_CLIENT_MAX_SIZE  # bytes of an upload, compressed; Ray's job
 TOO_LARGE_TO_TRY = 10 * LARGEST  # no compression helps
 OURS = ".kdtune"  # in the shipped folder: the experiment, and checkpoints from elsewhere
 EXPERIMENT = f"{OURS}/experiment.yaml"
+RECORDS = ("experiment.yaml", "trials.jsonl")  # of a former search: what it is known by
 GIT_IGNORE = ".gitignore"
 IGNORE_FILES = (GIT_IGNORE, ".rayignore")
 GIT = ".git"
@@ -44,10 +46,10 @@ Ignored = Callable[[Path], bool]
 
 @dataclass(frozen=True)
 class Shipment:
-    """An experiment as the cluster will see it, and the checkpoints that go with it by their place in the folder."""
+    """An experiment as the cluster will see it, and the files that go with it by their place in the folder."""
 
     experiment: Experiment
-    weights: dict[str, Path]
+    files: dict[str, Path]
 
     @property
     def text(self) -> str:
@@ -55,10 +57,10 @@ class Shipment:
 
     @cached_property
     def digest(self) -> str:
-        """Tells one experiment from another; checkpoints that are shipped count with their content."""
+        """Tells one experiment from another; files that go with it count with their content."""
         hashing = hashlib.sha256(self.text.encode())
-        for name in sorted(self.weights):
-            hashing.update(_content(self.weights[name]))
+        for name in sorted(self.files):
+            hashing.update(_content(self.files[name]))
         return hashing.hexdigest()[:16]
 
 
@@ -75,7 +77,7 @@ def check_data(experiment: Experiment) -> None:
 
 def pack(shipment: Shipment, folder: Path, target: Path) -> None:
     """Writes the archive. Raises ClusterError where it is larger than Ray takes, naming what is largest."""
-    files = {str(path.relative_to(folder)): path for path in files_of(folder, shipment.experiment)} | shipment.weights
+    files = {str(path.relative_to(folder)): path for path in files_of(folder, shipment.experiment)} | shipment.files
     sizes = {name: path.stat().st_size for name, path in files.items()}
     if sum(sizes.values()) > TOO_LARGE_TO_TRY:
         raise _too_large(folder, sum(sizes.values()), sizes)
@@ -166,7 +168,7 @@ def _rule(file: Path) -> Ignored | None:
 
 
 def resolve(experiment: Experiment, folder: Path) -> Shipment:
-    """The experiment with its checkpoints where they will lie in the shipped folder.
+    """The experiment with its checkpoints and former searches where they will lie in the shipped folder.
 
     A relative path inside the working folder stays as it is. An absolute path that this machine does not have is taken
     to be one of the cluster. Raises ExperimentError where a relative one is missing, ClusterError where the data set
@@ -187,9 +189,24 @@ def resolve(experiment: Experiment, folder: Path) -> Shipment:
             files[name] = path
         elif not Path(section["weights"]).is_absolute():
             missing.append(Problem(f"{where}.weights", f"no file {path}"))
+    runs = raw["search"]["warm_start"]
+    for k, run in enumerate(runs):
+        path = folder / run
+        if (path / RECORDS[0]).is_file():
+            runs[k] = place = _place_of_run(run, path)
+            files |= {f"{place}/{name}": path / name for name in RECORDS if (path / name).is_file()}
+        elif not Path(run).is_absolute():
+            missing.append(Problem("search.warm_start", f"no run in {path}"))
     if missing:
         raise ExperimentError(experiment.name, missing)
     return Shipment(parse(raw, experiment.name) if files else experiment, files)
+
+
+def _place_of_run(given: str, path: Path) -> str:
+    inside = Path(os.path.normpath(given))
+    if not inside.is_absolute() and inside.parts[0] != "..":
+        return str(inside)
+    return f"{OURS}/runs/{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:8]}-{path.name}"
 
 
 def _place(given: str, path: Path, folder: Path) -> str:
