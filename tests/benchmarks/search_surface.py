@@ -30,6 +30,7 @@ RESAMPLES = 1000
 SEARCHES: dict[str, dict[str, Any]] = {
     "random, in full": {"sampler": "random", "stopper": {"kind": "none"}},
     "random, ASHA": {"sampler": "random"},
+    "default, grace_epochs 9": {"stopper": {"kind": "asha", "grace_epochs": 9}},
     "default": {},
 }
 
