@@ -152,7 +152,7 @@ def surrogate(data: Path) -> Surrogate:
 @cache
 def target(data: Path, task: int, seed: int) -> tuple[float, float]:
     """The best accuracy of random search in full at the end of a training, and at any epoch."""
-    reference = [draws(PARAMETERS, random.Random(f"reference {seed} {number}")) for number in range(FULL)]
+    reference = [draws(PARAMETERS, random.Random(f"reference {task} {seed} {number}")) for number in range(FULL)]
     curves, _ = surrogate(data).curves(task, reference)
     return float(curves[:, -1].max()), float(curves.max())
 
@@ -167,7 +167,7 @@ def search(name: str, data: Path, task: int, seed: int) -> Outcome:
             looked_up[seen.number] = curves[0].tolist(), seconds[0]
         return looked_up[seen.number]
 
-    began, study = time.perf_counter(), study_of(SEARCHES[name], seed)
+    began, study = time.perf_counter(), study_of(SEARCHES[name], seed * TASKS + task)  # no two alike
     share = share_at_any = float("inf")
     for seen in simulated(study, lambda one: look_up(one)[0], WORKERS, lambda one: look_up(one)[1]):
         spent, value = study.epochs / BUDGET, seen.values[-1]
