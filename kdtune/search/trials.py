@@ -86,7 +86,7 @@ def check_search(folder: Path, experiment: Experiment, tell: Callable[[str], Non
     Raises KdtuneError where one is missing.
     """
     optuna_sampler_of(experiment)
-    for former in former_runs(folder, experiment):
+    for former in former_runs(folder, experiment, keep=False):
         tell(str(former))
 
 
