@@ -103,7 +103,7 @@ def run_study(recorder: Recorder, trainable: Any, slots: Slots) -> None:
             mode="max",
             num_samples=-1,  # the study says when it is over
             search_alg=_Asking(link),
-            scheduler=_Judging(link),
+            scheduler=_Judging(link, slots.concurrent),
             max_concurrent_trials=slots.concurrent,
             resources_per_trial=slots.request,
             reuse_actors=True,
@@ -161,9 +161,18 @@ class _Asking(Searcher):
 class _Judging(FIFOScheduler):
     """Tune's scheduler: what the study says after each epoch."""
 
-    def __init__(self, link: _Link) -> None:
+    def __init__(self, link: _Link, concurrent: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.link = link
+        self.concurrent = concurrent
+        self.roomy = False
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        """Tune keeps an idle process where a trial waits for one already. A trial is asked for when another has ended,
+        so of two that end at once it would end one process, and start another for the next trial."""
+        if not self.roomy:
+            self.roomy = True
+            tune_controller._tune_controller._actor_cache.increase_max(trial.placement_group_factory, self.concurrent)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         try:
