@@ -92,7 +92,8 @@ def _search(experiment: Experiment, lines: Sequence[Mapping[str, Any]], found: F
         "epochs_full": sum(map(_planned, trials)),
         "seconds": outcome["seconds"],
         "stopped_early": outcome["stopped_early"],
-        # an earlier version did not say
+        # earlier versions did not say
+        "asked": outcome.get("asked"),
         "retried": [*outcome.get("retried", []), *_retried(lines)],
         "rungs": fidelity(trials, rungs_of_search(experiment)) if found else [],
     }

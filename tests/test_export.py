@@ -505,7 +505,7 @@ def test_a_summary_has_exactly_its_keys(experiment: Experiment, summary_of: Summ
     summary = read_summary(tmp_path)
     assert summary == summary_of_without_latency(summary, summary_of(experiment, LINES))
     assert summary.keys() == {"search", "best", "pareto", "results", "latency_on", "classes", "confusion"}
-    told = {"trials", "epochs_run", "epochs_full", "seconds", "stopped_early", "retried", "rungs"}
+    told = {"trials", "epochs_run", "epochs_full", "seconds", "stopped_early", "asked", "retried", "rungs"}
     assert summary["search"].keys() == told
     assert summary["best"].keys() == {"config", "val_accuracy"}
     for row in summary["results"]:
@@ -527,6 +527,7 @@ def test_a_summary_counts_trials_and_epochs(experiment: Experiment, summary_of: 
         "epochs_full": 3 + 3 + 2,
         "seconds": 12.346,
         "stopped_early": 1,
+        "asked": None,
         "retried": [{"trial": "0001", "times": 2, "error": "OSError: No space left (node 10.0.0.3)"}],
         # one trial ran on from epoch 1 to its end, which is none to correlate
         "rungs": [{"epoch": 1, "trials": 2, "spearman": None, "kendall": None, "low": None, "high": None}],

@@ -21,6 +21,7 @@ from kdtune.search.recorder import Recorder
 from kdtune.search.states import States, kept_name, state_name, states_of
 from kdtune.search.trainable import StudentTrial
 from kdtune.tuning.making import make_study
+from kdtune.tuning.study import Budget
 from tests.object_store import S3
 from tests.test_search import DISK_FULL
 
@@ -308,6 +309,18 @@ def test_records_that_were_edited_are_told_from_a_crash(tmp_path: Path) -> None:
     path.write_text("".join(path.read_text().splitlines(keepends=True)[::2]))
     with pytest.raises(RunError, match=r"line 2 .* epoch 3 .* after epoch 1"):
         recorder_of(tmp_path)
+
+
+def test_a_search_that_a_budget_has_ended_is_over_whatever_the_clock_says(tmp_path: Path) -> None:
+    recorder = recorder_of(tmp_path)
+    recorder.study.budget = Budget(8, epochs=3)
+    number = begin(recorder)
+    assert [recorder.result(number, told(epoch), 0) for epoch in (1, 2, 3)] == [False, False, True]
+    assert recorder.board.spent == "epochs"
+    assert not recorder.study.trials[number].ended  # it goes on when the budget does
+    recorder.study.budget = Budget(8)
+    assert recorder.spent()
+    assert begin(recorder_of(tmp_path)) == number
 
 
 class TestColumns:

@@ -81,7 +81,9 @@ def _trials(experiment: "Experiment") -> str:
         "population": "",
         "none": "",
     }.get(stopper, f", of which {stopper} lets about {_share(experiment):.0%} run")
-    return f"{trials} trials x {epochs} epochs{stops}"
+    limits = [f"{name} {limit:g}" for name, limit in experiment.search.budget if limit is not None]
+    ends = f"; ends at {' or '.join(limits)} (search.budget), which the estimate leaves out" if limits else ""
+    return f"{trials} trials x {epochs} epochs{stops}{ends}"
 
 
 def _share(experiment: "Experiment") -> float:

@@ -256,10 +256,11 @@ def headline(board: "Board") -> str:
     """Trials done, running, stopped, best so far, time left."""
     best = f"best {board.best.val_accuracy:.2%} (trial {board.best.trial})" if board.best else "no result yet"
     failed = board.count("failed", "diverged")
+    running = "" if board.spent else f"{board.count('running')} running, "
     left = board.seconds_left
     there, views = board.columns
     return (
-        f"{board.ended}/{board.trials} done, {board.count('running')} running, {board.count('stopped')} stopped early"
+        f"{board.ended}/{board.trials} done, {running}{board.count('stopped')} stopped early"
         + (f", {failed} failed or diverged" if failed else "")
         + f", {best}"
         + (f", cache {there}/{views} columns" if there < views else "")

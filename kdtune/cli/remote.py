@@ -48,12 +48,28 @@ def is_here(search: "Remembered", experiment: "Experiment") -> bool:
     from kdtune.cluster.shipping import resolve
 
     if resolve(experiment, Path.cwd()).digest != search.digest:
+        earlier = _as_asked(search, experiment)
+        if earlier is not None and resolve(earlier, Path.cwd()).digest == search.digest:
+            return False  # it asks for more
         raise RunError(
             f"{search.folder} holds the results of another experiment, or of other checkpoints; nothing was changed. "
             f"Choose another name (--set name=...), or remove that folder"
         )
     say("finished", f"{search.folder} holds this very experiment; --set name=... searches anew")
     return True
+
+
+def _as_asked(search: "Remembered", experiment: "Experiment") -> "Experiment | None":
+    """The experiment with the limits of the search that was fetched, if it goes no less far."""
+    from kdtune.experiment.search import Budget
+    from kdtune.report import read_summary
+
+    asked = read_summary(search.folder)["search"].get("asked")  # earlier versions did not say
+    if not asked or asked["trials"] > experiment.search.trials:
+        return None
+    budget = Budget(**{name: limit for name, limit in asked.items() if name != "trials"})
+    limits = {"trials": asked["trials"], "budget": budget}
+    return experiment.model_copy(update={"search": experiment.search.model_copy(update=limits)})
 
 
 def on_cluster(there: "There", experiment: "Experiment", *, down: bool) -> None:

@@ -151,6 +151,8 @@ def run_final(
     lines = [line for line in read_lines(path) if _is_of(line, known)]
     done = {(line["name"], line["seed"]) for line in lines}
     waiting = [job for job in jobs if (job.name, job.seed) not in done]
+    for stale in set((folder / "final").glob("*.pt")) - {state_file(folder / "final", job) for job in jobs}:
+        stale.unlink()  # of an earlier winner
     watch(len(lines), len(jobs))
     for job, ended in _runs(waiting, folder / "final", materials, slots) if waiting else ():
         if job is jobs[0]:

@@ -69,6 +69,8 @@ class Recorder:
             row = self.board.rows.get(line["trial"])
             if row is not None:
                 row.error, row.retries = line["error"], row.retries + line["times"]
+        self.board.trials = self.study.planned
+        self.spent()
         if self.board.rows:
             self.board.seconds = self.study.seconds
             self.watch.search_resumed(self.board)
@@ -99,7 +101,12 @@ class Recorder:
             self.ended = True
             self._count_columns()  # a line about its end should not tell of seconds ago
         self._tell(row)
-        return ended or self.study.spent is not None
+        return ended or self.spent()
+
+    def spent(self) -> bool:
+        """Whether a budget is used up; from then on the search ends, whatever the clock says."""
+        self.board.spent = self.board.spent or self.study.spent
+        return self.board.spent is not None
 
     def lost(self, number: int, error: str) -> None:
         """The trial's process is lost, and another takes it up."""
@@ -173,5 +180,5 @@ class Recorder:
         self.board.changed = row
         self.board.trials = self.study.planned
         self.board.seconds = self.study.seconds
-        self.board.spent = self.study.spent
+        self.spent()
         self.watch.search_progress(self.board)

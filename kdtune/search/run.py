@@ -93,6 +93,7 @@ class _Search:
     address: str
 
     def run(self) -> None:
+        (self.folder / "summary.json").unlink(missing_ok=True)  # of a search that goes on: it is not over any more
         with ExitStack() as stack:
             if self.address != LOCAL or searched_assistants(self.experiment):
                 stack.enter_context(session(self.experiment.resources, self.address))  # those that follow find it
@@ -100,6 +101,8 @@ class _Search:
                 check_seen(self.folder)
             experiment = self.experiment
             check_search(self.folder, experiment, self.watch.search_knows)
+            for name in searched_assistants(experiment):
+                check_search(assistant_folder(experiment, name), assistant(experiment, name), self.watch.search_knows)
             for name in searched_assistants(experiment):
                 experiment = self._with_assistant(experiment, name)
             materials = self._prepared(self.folder, experiment)
@@ -181,6 +184,8 @@ def pick_best(trials: list[TrialRecord]) -> TrialRecord:
 
     Small validation splits tie often: then the mean over the last quarter of the run decides, then who came first.
     """
+    if not trials:
+        raise RunError("the search ended before any trial had finished an epoch; raise search.budget")
     sound = [trial for trial in trials if not trial.epochs[-1].diverged]
     if not sound:
         raise RunError("no trial ran without diverging; lower train.learning_rate or widen search.space")

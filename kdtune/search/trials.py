@@ -58,6 +58,10 @@ def run_trials(
     on Ctrl-C.
     """
     known = [seen for former in former_runs(folder, experiment) for seen in former.trials]
+    if experiment.search.budget.gpu_hours is not None and not slots.gpus:
+        raise RunError(
+            "search.budget.gpu_hours ends nothing where trials hold no GPU; give search.budget.seconds or epochs"
+        )
     study = make_study(experiment, gpus=slots.gpus * slots.workers, known=known, sampler=optuna_sampler_of(experiment))
     board = Board(experiment.search.trials, experiment.train.epochs)
     caches = [open_cache(place, views=materials.columns) for place in materials.caches.values()]
@@ -74,7 +78,6 @@ def run_trials(
         )
         run_study(recorder, trainable, slots)
     recorder.settle()
-    board.spent = study.spent  # also where it was before anything ran
     _check_finished(recorder)
     watch.search_ended(board)
     return board
@@ -93,7 +96,7 @@ def check_search(folder: Path, experiment: Experiment, tell: Callable[[str], Non
 def run_study(recorder: Recorder, trainable: Any, slots: Slots) -> None:
     """Has Tune run what the recorder's study asks for, until that is over or somebody interrupts it."""
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots.concurrent)
-    link = _Link(recorder)
+    link = _Link(recorder, slots)
     with tempfile.TemporaryDirectory(prefix="kdtune-tune-") as scratch, _told_as_it_was(link):
         tune.run(
             trainable,
@@ -103,7 +106,7 @@ def run_study(recorder: Recorder, trainable: Any, slots: Slots) -> None:
             mode="max",
             num_samples=-1,  # the study says when it is over
             search_alg=_Asking(link),
-            scheduler=_Judging(link, slots.concurrent),
+            scheduler=_Judging(link),
             max_concurrent_trials=slots.concurrent,
             resources_per_trial=slots.request,
             reuse_actors=True,
@@ -122,13 +125,38 @@ METRIC = "val_accuracy"
 class _Link:
     """Between Tune and the study: which trial is which, and what Tune would pass on as text only."""
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recorder: Recorder, slots: Slots) -> None:
         self.recorder = recorder
+        self.slots = slots
         self.failure: OSError | None = None
+        self.controller: Any = None  # Tune's, which ray leaves untyped
+        self.kept: Any = None  # what the processes hold that Tune keeps for us
 
     @property
     def study(self) -> Study:
         return self.recorder.study
+
+    @contextmanager
+    def failing(self) -> Iterator[None]:
+        """A disk that is full ends the search, as what it is."""
+        try:
+            yield
+        except OSError as error:
+            self.failure = error
+            raise
+
+    def keep_processes(self, controller: Any, held: Any) -> None:
+        """Tune keeps an idle process where a trial waits for one already. A trial is asked for when another has ended,
+        so of two that end at once it would end one process, and start another for the next trial."""
+        if self.controller is None:
+            self.controller, self.kept = controller, held
+            controller._actor_cache.increase_max(held, self.slots.concurrent)
+
+    def let_processes_go(self) -> None:
+        """Nothing more will be asked for: what an idle process holds is free for others."""
+        if self.kept is not None:
+            self.controller._actor_cache.decrease_max(self.kept, self.slots.concurrent)
+            self.kept = None
 
 
 class _Asking(Searcher):
@@ -141,7 +169,10 @@ class _Asking(Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # FINISHED is text
         seen = self.link.study.ask()
         if seen is None:
-            return Searcher.FINISHED if self.link.study.closed else None
+            if not self.link.study.closed:
+                return None
+            self.link.let_processes_go()
+            return Searcher.FINISHED
         parent = None
         if seen.parent is not None:
             number, epoch = seen.parent
@@ -161,26 +192,17 @@ class _Asking(Searcher):
 class _Judging(FIFOScheduler):
     """Tune's scheduler: what the study says after each epoch."""
 
-    def __init__(self, link: _Link, concurrent: int) -> None:
+    def __init__(self, link: _Link) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.link = link
-        self.concurrent = concurrent
-        self.roomy = False
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
-        """Tune keeps an idle process where a trial waits for one already. A trial is asked for when another has ended,
-        so of two that end at once it would end one process, and start another for the next trial."""
-        if not self.roomy:
-            self.roomy = True
-            tune_controller._tune_controller._actor_cache.increase_max(trial.placement_group_factory, self.concurrent)
+        self.link.keep_processes(tune_controller._tune_controller, trial.placement_group_factory)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        try:
-            told = json.loads(result["record"])
+        told = json.loads(result["record"])
+        with self.link.failing():
             ended = self.link.recorder.result(trial.config["number"], told, result["lost"], result["cost"])
-        except OSError as error:  # Tune would pass it on as text only
-            self.link.failure = error
-            raise
         return str(TrialScheduler.STOP if ended else TrialScheduler.CONTINUE)
 
 
@@ -194,13 +216,20 @@ class _Watching(tune.Callback):
         self.link.recorder.started(trial.config["number"])
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self.link.recorder.lost(trial.config["number"], _why(trial))
+        with self.link.failing():
+            self.link.recorder.lost(trial.config["number"], _why(trial))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self.link.recorder.failed(trial.config["number"], _why(trial))
+        with self.link.failing():
+            self.link.recorder.failed(trial.config["number"], _why(trial))
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         self.link.recorder.look()
+        controller = self.link.controller
+        if controller is not None and self.link.recorder.spent():
+            for trial in trials:  # that wait for a place, which may never come
+                if trial.status == Trial.PENDING:
+                    controller.request_stop_trial(trial)
 
 
 def _why(trial: Trial) -> str:
@@ -228,7 +257,7 @@ def _short_name(trial: Any) -> str:  # ray is untyped
 
 def _check_finished(recorder: Recorder) -> None:
     study = recorder.study
-    if not study.over:
+    if not study.ran and not recorder.board.spent:
         raise Interrupted
     failed = [row for row in recorder.board.rows.values() if row.status == "failed"]
     if failed and len(failed) == len(study.trials):

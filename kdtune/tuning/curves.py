@@ -40,12 +40,15 @@ class Forecast:
 
 
 def within_memory(trials: Sequence[Seen]) -> list[Seen]:
-    """The latest, and the best of those before that ran in full, in their order: bounds the cost of a proposal."""
+    """The latest that have told of an epoch, the best of those before that ran in full, and those that are to tell yet,
+    in their order: bounds the cost of a proposal."""
     if len(trials) <= BEST + LATEST:
         return list(trials)
-    complete = [seen for seen in trials[:-LATEST] if seen.status == "complete"]
+    told = [seen for seen in trials if seen.values]
+    complete = [seen for seen in told[:-LATEST] if seen.status == "complete"]
     best = heapq.nlargest(BEST, complete, key=lambda seen: seen.values[-1])
-    return sorted(best, key=lambda seen: seen.number) + list(trials[-LATEST:])
+    silent = [seen for seen in trials if not seen.values and not seen.ended]
+    return sorted([*best, *told[-LATEST:], *silent], key=lambda seen: seen.number)
 
 
 def levels_of(epochs: int) -> list[int]:

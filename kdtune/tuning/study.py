@@ -267,7 +267,7 @@ class Study:
 
     def wanted_states(self) -> set[tuple[int, int]]:
         """Of the states of epochs that were told, those that must still be there."""
-        if self.forking is None or self._ran:
+        if self.forking is None or self.ran:
             return set()
         parents = [fork.parent for fork in self.forks]
         parents += [seen.parent for seen in self.going.values() if seen.parent is not None]
@@ -284,13 +284,13 @@ class Study:
         return self.exhausted or len(self.trials) - self.forked >= self.budget.trials
 
     @property
-    def _ran(self) -> bool:
+    def ran(self) -> bool:
         return self._begun and not self.forks and not self.going
 
     @property
     def closed(self) -> bool:
         """Whether nothing more will be asked for."""
-        if self.spent is not None or self._ran:
+        if self.spent is not None or self.ran:
             return True
         if self.forking is not None:  # whatever runs may be stopped, and a fork takes its place
             return False
@@ -299,4 +299,4 @@ class Study:
     @property
     def over(self) -> bool:
         """Whether there is nothing more to run."""
-        return self.spent is not None or self._ran
+        return self.spent is not None or self.ran
