@@ -154,7 +154,7 @@ def test_the_summary_agrees_with_the_records(stages: Stages) -> None:
     run, _ = stages
     summary = json.loads((run.folder / "summary.json").read_text())
     trials = read_trials(run.folder / "trials.jsonl")
-    assert set(summary) == {"search", "best", "results", "latency_on", "classes", "confusion"}
+    assert set(summary) == {"search", "best", "results", "latency_on", "classes", "confusion", "pareto"}
     assert summary["search"]["trials"] == 8
     assert summary["search"]["epochs_run"] == sum(len(trial.epochs) for trial in trials)
     assert summary["search"]["epochs_full"] == 8 * 6
