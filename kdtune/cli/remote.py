@@ -64,7 +64,8 @@ def _as_asked(search: "Remembered", experiment: "Experiment") -> "Experiment | N
     from kdtune.experiment.search import Budget
     from kdtune.report import read_summary
 
-    asked = read_summary(search.folder)["search"].get("asked")  # earlier versions did not say
+    fetched = search.folder / "summary.json"
+    asked = read_summary(search.folder)["search"].get("asked") if fetched.exists() else None  # earlier versions: no
     if not asked or asked["trials"] > experiment.search.trials:
         return None
     budget = Budget(**{name: limit for name, limit in asked.items() if name != "trials"})
