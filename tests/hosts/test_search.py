@@ -85,7 +85,7 @@ class Search:
 
 
 def both(laptop: Laptop) -> Search:
-    return Search(laptop, "both", epochs=3, trials=2, workers=2)
+    return Search(laptop, "both", epochs=30, trials=2, workers=2)  # long enough to be seen at work
 
 
 def test_a_trial_of_two_workers_trains_on_both_hosts_and_comes_home(laptop: Laptop) -> None:
