@@ -1,17 +1,22 @@
 """The search room's parts, without starting Ray."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from kdtune.cli.options import default_file
+from kdtune.cli.progress import Lines
 from kdtune.errors import RunError
 from kdtune.experiment import Resources, load, with_values
 from kdtune.records import EpochRecord, TrialRecord
+from kdtune.search import run
 from kdtune.search.board import Board, Row, last_error
 from kdtune.search.final import jobs_of, state_file
 from kdtune.search.placing import Node, place
 from kdtune.search.run import pick_best
+from kdtune.trial import asked, claim, finished
+from tests.conftest import MakeExperiment
 
 DIGITS = load(default_file())
 
@@ -70,6 +75,10 @@ class TestPickingTheWinner:
         rough, smooth = trial_of("rough", *[0.1] * 7, 0.7, epochs=8), trial_of("smooth", *[0.1] * 6, 0.6, 0.7, epochs=8)
         assert pick_best([rough, smooth]).trial == "smooth"
         assert pick_best([smooth, trial_of("later", *[0.1] * 6, 0.6, 0.7, epochs=8)]).trial == "smooth"
+
+    def test_where_nothing_ran_the_budget_is_named(self) -> None:
+        with pytest.raises(RunError, match=r"raise search\.budget"):
+            pick_best([])
 
     def test_where_every_trial_diverged_there_is_no_winner(self) -> None:
         with pytest.raises(RunError, match="no trial ran without diverging"):
@@ -139,6 +148,31 @@ def test_the_last_error_of_a_trial_is_shown_with_its_message_and_its_node() -> N
         "The actor died unexpectedly before finishing this task. The actor is dead because its node has died. "
         "Node Id: ff (node 10.0.0.7)"
     )
+
+
+def test_a_search_that_goes_on_is_not_over_until_its_own_summary_is_there(
+    make_experiment: MakeExperiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between its winner and its summary, it would count as finished with the results before."""
+    space = {"distill.alpha": {"uniform": [0.1, 0.9]}}
+    few, more = (make_experiment({"search.space": space, "search.trials": n}) for n in (3, 9))
+    folder = claim(few)
+    (folder / "student").mkdir()
+    (folder / "final").mkdir()
+    (folder / "trials.jsonl").write_text(json.dumps({"trial": "0000", "config": {}, **record(4).to_json()}) + "\n")
+    for name, content in (("summary.json", {}), ("final/winner.json", {"asked": asked(few), "trial": "0000"})):
+        (folder / name).write_text(json.dumps(content))
+    assert finished(folder, few)
+    assert not finished(folder, more)
+
+    def killed(*given: object) -> None:
+        (folder / "final" / "winner.json").write_text(json.dumps({"asked": asked(more), "trial": "0000"}))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "check_search", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run.run_search(more, Lines())
+    assert not finished(folder, more)
 
 
 def test_no_two_runs_of_the_final_stage_save_into_the_same_file(tmp_path: Path) -> None:

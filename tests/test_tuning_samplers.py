@@ -229,6 +229,11 @@ class TestCurves:
         assert kept[-LATEST:] == trials[-LATEST:]
         assert [trial.number for trial in kept] == sorted(trial.number for trial in kept)
 
+    def test_where_hundreds_run_at_once_those_that_have_told_stay_in_memory(self) -> None:
+        told = [with_curve(n, [0.1], "stopped") for n in range(40)]
+        silent = [with_curve(40 + n, [], "running") for n in range(BEST + LATEST)]
+        assert within_memory([*told, *silent]) == [*told, *silent]
+
 
 def test_hyperopt_is_not_imported_before_it_is_asked() -> None:
     code = "import sys, kdtune.tuning.making; sys.exit('hyperopt' in sys.modules)"

@@ -9,19 +9,18 @@ few (Rasmussen & Williams 2006, "Gaussian Processes for Machine Learning"); uppe
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve, solve_triangular
 
-from kdtune.experiment import Experiment
-from kdtune.experiment.space import Parameter
 from kdtune.tuning.cube import Cube
 from kdtune.tuning.curves import within_memory
 from kdtune.tuning.merit import merit
-from kdtune.tuning.samplers import is_new, new_draws, starts_up, startup_of
+from kdtune.tuning.samplers import Learning
 from kdtune.tuning.study import Sample, Seen
 
 Floats = NDArray[np.float64]
@@ -109,25 +108,12 @@ class Process:
         )
 
 
-class GaussianProcess:
-    """Random until `startup_of` trials have been proposed, here or in former searches."""
+class GaussianProcess(Learning):
+    @cached_property
+    def cube(self) -> Cube:
+        return Cube(self.parameters, self.base)
 
-    def __init__(
-        self, parameters: Sequence[Parameter], seed: int, *, trials: int, epochs: int, base: Experiment | None = None
-    ) -> None:
-        """`trials` and `epochs` are those planned, of the search and of a trial; `base` answers conditions on what is
-        not searched."""
-        self.parameters = parameters
-        self.seed = seed
-        self.epochs = epochs
-        self.base = base
-        self.startup = startup_of(parameters, trials)
-        self.cube = Cube(parameters, base)
-
-    def propose(self, number: int, trials: Sequence[Seen]) -> Sample:
-        source = random.Random(f"{self.seed} {number}")
-        if starts_up(number, trials, self.startup):
-            return new_draws(self.parameters, source, trials, self.base)
+    def promising(self, number: int, trials: Sequence[Seen], source: random.Random) -> Iterator[Sample]:
         remembered = within_memory(trials)
         told = [seen for seen in remembered if seen.values]
         generator = np.random.default_rng(source.getrandbits(32))
@@ -143,10 +129,7 @@ class GaussianProcess:
         mean, deviation = process.mean_and_deviation(self.cube.features(candidates))
         promising = candidates[np.argsort(-(mean + OPTIMISM * deviation), kind="stable")]
         for place in {place.tobytes(): place for place in promising}.values():
-            proposal = self.cube.sample(place)
-            if is_new(self.parameters, proposal, trials, self.base):
-                return proposal
-        return new_draws(self.parameters, source, trials, self.base)
+            yield self.cube.sample(place)
 
     def _process(self, told: Sequence[Seen], places: Floats) -> Process:
         """Not yet fitted."""

@@ -1,11 +1,11 @@
-"""Who proposes configurations without learning, and what all samplers share.
+"""Who proposes configurations without learning, and what those that learn share.
 
 Adding one: a class with `propose`, and a line in `making.SAMPLERS`.
 """
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from kdtune.experiment import Experiment
 from kdtune.experiment.space import Parameter, active, encoded
@@ -43,27 +43,41 @@ def startup_of(parameters: Sequence[Parameter], trials: int) -> int:
     return min(max(10, 2 * len(parameters)), max(1, trials // 3))
 
 
-def starts_up(number: int, trials: Sequence[Seen], startup: int) -> bool:
-    """Whether it is too early to learn; trials of former searches count as if they had been of this one."""
-    former = sum(seen.run is not None for seen in trials)
-    return former + number < startup or not any(seen.values for seen in trials)
+class Learning:
+    """Random until `startup_of` trials have been proposed, here or in former searches; then what `promising` finds that
+    no trial of this search has had: all have one seed, so a repetition would come to the same."""
 
+    def __init__(
+        self, parameters: Sequence[Parameter], seed: int, *, trials: int, epochs: int, base: Experiment | None = None
+    ) -> None:
+        """`trials` and `epochs` are those planned, of the search and of a trial; `base` answers conditions on what is
+        not searched."""
+        self.parameters = parameters
+        self.seed = seed
+        self.epochs = epochs
+        self.base = base
+        self.startup = startup_of(parameters, trials)
 
-def is_new(parameters: Sequence[Parameter], sample: Sample, trials: Sequence[Seen], base: Experiment | None) -> bool:
-    """Whether no trial of this search has had the configuration: all have one seed, so it would come to the same."""
-    codes = encoded(parameters, active(parameters, sample, base))
-    return all(seen.sample != codes for seen in trials if seen.run is None)
+    def promising(self, number: int, trials: Sequence[Seen], source: random.Random) -> Iterator[Sample]:
+        """Proposals, the best first. At least one of the trials has told of an epoch."""
+        raise NotImplementedError
 
+    def propose(self, number: int, trials: Sequence[Seen]) -> Sample:
+        source = random.Random(f"{self.seed} {number}")
+        former = sum(seen.run is not None for seen in trials)
+        if former + number >= self.startup and any(seen.values for seen in trials):
+            for proposal in self.promising(number, trials, source):
+                if self._is_new(proposal, trials):
+                    return proposal
+        for _ in range(MOST_DRAWS):  # where they find none that is new, the space may have no other
+            sample = draws(self.parameters, source)
+            if self._is_new(sample, trials):
+                break
+        return sample
 
-def new_draws(
-    parameters: Sequence[Parameter], source: random.Random, trials: Sequence[Seen], base: Experiment | None
-) -> dict[str, float]:
-    """A random sample that no trial has had, unless MOST_DRAWS find none: then the space may have no other."""
-    for _ in range(MOST_DRAWS):
-        sample = draws(parameters, source)
-        if is_new(parameters, sample, trials, base):
-            break
-    return sample
+    def _is_new(self, sample: Sample, trials: Sequence[Seen]) -> bool:
+        codes = encoded(self.parameters, active(self.parameters, sample, self.base))
+        return all(seen.sample != codes for seen in trials if seen.run is None)
 
 
 class Random:

@@ -8,15 +8,14 @@ label that is inactive in a trial has no value there, and of a proposal it means
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from kdtune.experiment import Experiment
 from kdtune.experiment.space import Parameter
 from kdtune.tuning.curves import within_memory
 from kdtune.tuning.merit import merit
-from kdtune.tuning.samplers import clipped, is_new, new_draws, starts_up, startup_of
+from kdtune.tuning.samplers import Learning, clipped
 from kdtune.tuning.study import Sample, Seen
 
 BEST_SHARE = 0.25  # times the root of the number of trials: how many count as the best
@@ -24,31 +23,12 @@ MOST_BEST = 25
 TRIES = 5  # at a configuration that no trial has had
 
 
-class TreeParzen:
-    """Random until `startup_of` trials have been proposed, here or in former searches."""
-
-    def __init__(
-        self, parameters: Sequence[Parameter], seed: int, *, trials: int, epochs: int, base: Experiment | None = None
-    ) -> None:
-        """`trials` and `epochs` are those planned, of the search and of a trial; `base` answers conditions on what is
-        not searched."""
-        self.parameters = parameters
-        self.seed = seed
-        self.epochs = epochs
-        self.base = base
-        self.startup = startup_of(parameters, trials)
-
-    def propose(self, number: int, trials: Sequence[Seen]) -> Sample:
-        source = random.Random(f"{self.seed} {number}")
-        if starts_up(number, trials, self.startup):
-            return new_draws(self.parameters, source, trials, self.base)
+class TreeParzen(Learning):
+    def promising(self, number: int, trials: Sequence[Seen], source: random.Random) -> Iterator[Sample]:
         best = min(MOST_BEST, math.ceil(BEST_SHARE * math.sqrt(len(trials))))
         docs = self._documents(within_memory(trials))
         for _ in range(TRIES):
-            proposal = self._suggestion(number, docs, best, source.getrandbits(32))
-            if is_new(self.parameters, proposal, trials, self.base):
-                return proposal
-        return new_draws(self.parameters, source, trials, self.base)
+            yield self._suggestion(number, docs, best, source.getrandbits(32))
 
     def _suggestion(self, number: int, docs: Sequence[Mapping[str, Any]], best: int, seed: int) -> Sample:
         """What HyperOpt suggests, with `best` of the documents as the good ones."""

@@ -75,6 +75,7 @@ def measure(trials: int = TRIALS[-1]) -> tuple[list[dict[str, Any]], dict[str, f
 
 def _once(trials: int) -> dict[str, Any]:
     settings = [f"search.trials={trials}", f"train.epochs={EPOCHS}", f"resources.cpus_per_worker={1 / SLOTS}"]
+    settings.append("search.sampler=hyperopt+gp")  # the default, which the file does not take
     experiment = load(default_file(), settings)
     with tempfile.TemporaryDirectory() as name, session(experiment.resources):
         recorder = _recorder(Path(name), experiment)

@@ -100,7 +100,7 @@ def search(laptop: Laptop, *more: str) -> tuple[str, ...]:
 
 def test_a_search_outlives_its_tunnels_and_ctrl_c_and_is_taken_up_by_name(laptop: Laptop, work: Path) -> None:
     begun = Terminal(laptop, *search(laptop))
-    begun.until("trial 0000 complete")
+    begun.until("complete")  # the first of eight: any may be the slowest
     (tunnel,) = tunnels(laptop)
     os.kill(tunnel, signal.SIGKILL)
     begun.until("connection is back")
