@@ -14,14 +14,15 @@ import yaml
 from torch import Tensor, nn
 
 import kdtune
-from kdtune import export as room
 from kdtune.data import Dataset
 from kdtune.errors import ExportError, RunError
 from kdtune.experiment import Experiment, parse
 from kdtune.export import card, export_run, export_student, load_student, run_card
+from kdtune.export import student as room
 from kdtune.models import build_model, count_parameters, latency_ms
 from kdtune.records import EpochRecord, TrialRecord
-from kdtune.report import _planned, read_summary, summarise, write_summary
+from kdtune.report import read_summary, summarise, write_summary
+from kdtune.report.summary import _planned
 from kdtune.teacher import fingerprint, keep
 from kdtune.training import evaluate
 from kdtune.trial import Bench, Found, Materials
