@@ -9,8 +9,6 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from scipy.special import stdtr, stdtrit  # of which scipy.stats is made, at a tenth of its import
-
 from kdtune.records import ALONE, BEST, DISTILLED
 
 LEVEL = 0.95
@@ -24,6 +22,8 @@ def paired(accuracies: Mapping[int, float], others: Mapping[int, float], against
     `difference` is the mean of the differences, `low` to `high` its 95% interval, `p_value` two-sided. These three are
     None where all differences are equal: there is no spread to weigh them against.
     """
+    from scipy.special import stdtr, stdtrit  # not imported by whoever only writes lines of final.jsonl
+
     differences = [accuracies[seed] - others[seed] for seed in sorted(accuracies.keys() & others.keys())]
     count = len(differences)
     if count < 2:

@@ -51,11 +51,11 @@ class Trial:
     def _records(self) -> Generator[EpochRecord, None, None]:
         if self.history and self.history[-1].last:  # diverged trials end before their last epoch
             return
-        computing = self._computing_s()
+        before = self._computing_s()
         for record in self._again():
-            before, computing = computing, self._computing_s()
-            self.history.append(replace(record, computed=computing - before))
+            self.history.append(replace(record, computed=self._computing_s() - before))
             yield self.history[-1]
+            before = self._computing_s()  # other trials of this process may have computed meanwhile
 
     def _computing_s(self) -> float:
         return 0.0 if self.cache is None else self.cache.computing_s
