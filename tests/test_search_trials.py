@@ -76,7 +76,12 @@ def test_a_search_in_several_calls_of_tune_is_the_search(tmp_path: Path, monkeyp
     monkeypatch.setattr(trials, "TRIALS_A_CALL", 8)
     monkeypatch.setattr(trials, "CALL_SLOTS", 1)
     calls, run = [], tune.run
-    monkeypatch.setattr(tune, "run", lambda *given, **named: (calls.append(named["name"]), run(*given, **named))[1])
+
+    def counted(*given: Any, **named: Any) -> Any:
+        calls.append(named["name"])
+        return run(*given, **named)
+
+    monkeypatch.setattr(tune, "run", counted)
     for name in ("tune", "alone"):
         (tmp_path / name).mkdir()
     recorder = recorder_of(tmp_path / "tune", DIGITS)
