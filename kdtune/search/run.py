@@ -123,6 +123,7 @@ class _Search:
             # within the session: parts of the data may lie in Ray's memory
             export_run(self.folder, self.folder / "student", winner, materials.dataset, summary)
             write_summary(self.folder, summary)
+        draw(self.folder)
 
     def _prepared(self, folder: Path, experiment: Experiment) -> Materials:
         columns = columns_of(folder)
@@ -187,6 +188,17 @@ class _Search:
                 log.warning("%s", error)
                 return False
         return True
+
+
+def draw(folder: Path) -> None:
+    """report.html. A page that cannot be drawn is said, and costs nobody a finished search."""
+    from kdtune.report.page import write_report  # takes a second to import, and only a finished search needs it
+    from kdtune.report.run import load_run
+
+    try:
+        write_report(load_run(folder))
+    except Exception:  # whatever it is: the results are there, and the same can be tried again
+        log.warning("the report of %s was not drawn; `kdtune report %s` tries again", folder, folder, exc_info=True)
 
 
 def pick_best(trials: list[TrialRecord]) -> TrialRecord:
