@@ -21,10 +21,26 @@ Png = Annotated[
     Path | None,
     typer.Option("--png", metavar="FOLDER", show_default=False, help="Write each figure as a PNG file, too."),
 ]
+Optuna = Annotated[
+    Path | None,
+    typer.Option(
+        "--optuna",
+        metavar="FILE",
+        show_default=False,
+        help="Write the trials as an Optuna study (SQLite), which optuna-dashboard shows.",
+    ),
+]
 SHOWN = 10
 
 
-def report(run: Folder, open_: Open = False, serve: Serve = False, port: Port = None, png: Png = None) -> None:
+def report(
+    run: Folder,
+    open_: Open = False,
+    serve: Serve = False,
+    port: Port = None,
+    png: Png = None,
+    optuna: Optuna = None,
+) -> None:
     """Print the results of a run, finished or not, and draw them as a page: RUN/report.html."""
     import webbrowser
 
@@ -45,6 +61,11 @@ def report(run: Folder, open_: Open = False, serve: Serve = False, port: Port = 
         from kdtune.report.pictures import write_pictures
 
         out.print(f"Figures: {len(write_pictures(found, png))} PNG files in {png}", markup=False)
+    if optuna is not None:
+        from kdtune.report.optuna_study import write_study
+
+        count = write_study(found, optuna)
+        out.print(f"Optuna: {count} trials in {optuna}: optuna-dashboard sqlite:///{optuna}", markup=False)
     if serve:
         _serve(run, port, open_=open_)
         return

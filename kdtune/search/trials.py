@@ -54,11 +54,12 @@ def run_trials(
     watch: BoardWatcher,
     states: States,
     push: Callable[[], bool],
+    begun: Callable[[Board], None] = lambda board: None,
 ) -> Board:
     """Runs what is left of the trials; the board at their end, with the seconds of all resumed runs.
 
-    `push` says whether the records have reached the storage. Raises RunError where every trial fails, and Interrupted
-    on Ctrl-C.
+    `push` says whether the records have reached the storage; `begun` is given the board before the trials run. Raises
+    RunError where every trial fails, and Interrupted on Ctrl-C.
     """
     known = [seen for former in former_runs(folder, experiment) for seen in former.trials]
     if experiment.search.budget.gpu_hours is not None and not slots.gpus:
@@ -70,6 +71,7 @@ def run_trials(
     caches = [open_cache(place, views=materials.columns) for place in materials.caches.values()]
     recorder = Recorder(folder, study, board, watch, states, caches=caches, keep=experiment.search.keep, push=push)
     recorder.begin()
+    begun(board)
     if not study.over:
         trainable = tune.with_parameters(
             StudentTrial,
