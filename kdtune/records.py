@@ -43,6 +43,7 @@ class EpochRecord:
     temperature: float | None = None  # None for a student alone or a teacher
     alpha: float | None = None
     feature_weight: float | None = None
+    computed: float | None = None  # seconds of `waited` in which it did so; earlier versions did not say
 
     @property
     def diverged(self) -> bool:
@@ -65,8 +66,9 @@ class EpochRecord:
     @classmethod
     def from_json(cls, line: Mapping[str, Any]) -> "EpochRecord":
         """The record of a line. Raises KeyError or TypeError where it is none."""
-        given = {field.name: line[field.name] for field in fields(cls) if field.name != "waited"}
-        given["waited"] = line.get("waited", 0.0)  # runs that were begun by an earlier version have none
+        later = {"waited": 0.0, "computed": None}  # runs that were begun by an earlier version have none
+        given = {field.name: line[field.name] for field in fields(cls) if field.name not in later}
+        given |= {name: line.get(name, missing) for name, missing in later.items()}
         given["loss"] = math.nan if given["loss"] is None else given["loss"]
         given["terms"] = {name: math.nan if term is None else term for name, term in given["terms"].items()}
         return cls(**given)

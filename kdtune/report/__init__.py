@@ -1,8 +1,26 @@
 """What a run has found, from its folder: the numbers, and the page that shows them.
 
-summary.py    summary.json, made from what a run has recorded
+summary.py        summary.json, made from what a run has recorded
+answers.py        answers to the test set as text, and how far two networks agree
+calibration.py    confidence against accuracy, in bins
+verdict.py        the paired test, and the sentence that rests on it
+times.py          where the time went
 """
 
+from kdtune.report.answers import agreement, packed, unpacked
+from kdtune.report.calibration import calibration, in_bins
 from kdtune.report.summary import read_summary, summarise, write_summary
+from kdtune.report.verdict import paired, verdict
 
-__all__ = ["read_summary", "summarise", "write_summary"]
+__all__ = [
+    "agreement",
+    "calibration",
+    "in_bins",
+    "packed",
+    "paired",
+    "read_summary",
+    "summarise",
+    "unpacked",
+    "verdict",
+    "write_summary",
+]
