@@ -9,12 +9,19 @@ opening.py     any file or folder of a student; predicting.py, measuring.py: ima
 
 from kdtune.export.card import card, cost_in_words, images_in_words, run_card
 from kdtune.export.formats import FORMATS
+from kdtune.export.measuring import Labelled, Measured, measure, of_dataset, of_folder
+from kdtune.export.opening import Opened, open_student
+from kdtune.export.predicting import Prediction, predict
 from kdtune.export.student import ExportedStudent, load_student
 from kdtune.export.writing import Wanted, export_run, export_student
 
 __all__ = [
     "FORMATS",
     "ExportedStudent",
+    "Labelled",
+    "Measured",
+    "Opened",
+    "Prediction",
     "Wanted",
     "card",
     "cost_in_words",
@@ -22,5 +29,10 @@ __all__ = [
     "export_student",
     "images_in_words",
     "load_student",
+    "measure",
+    "of_dataset",
+    "of_folder",
+    "open_student",
+    "predict",
     "run_card",
 ]

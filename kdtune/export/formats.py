@@ -223,6 +223,16 @@ class Format:
     precisions: tuple[str, ...] = (FLOAT32, FLOAT16)
     packages: tuple[str, ...] = ()  # of the extra `onnx`
 
+    def opened(self, path: Path) -> tuple[Answers, str]:
+        """`open`, for files that come from anywhere. Raises ExportError where the runtime cannot read one."""
+        if not path.is_file():
+            raise ExportError(f"there is no {path}")
+        try:
+            return self.open(path)
+        except Exception as error:  # each runtime has errors of its own for what is damaged
+            why = str(error).strip().splitlines() or [type(error).__name__]
+            raise ExportError(f"{path} cannot be opened by {self.runtime}: {why[0]}") from error
+
     def need(self) -> None:
         """Raises ExportError where a package is missing."""
         missing = [package for package in self.packages if find_spec(package) is None]

@@ -133,7 +133,9 @@ def _read(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """config.json and weights, with the keys and the format that this version reads. Raises ExportError."""
     for needed in ("config.json", name):
         if not (folder / needed).is_file():
-            raise ExportError(f"{folder} is no export: {folder / needed} is missing")
+            inner = folder / "student"
+            hint = f". Did you mean {inner}?" if (inner / "config.json").is_file() else ""
+            raise ExportError(f"{folder} is no export: {folder / needed} is missing{hint}")
     try:
         config = json.loads((folder / "config.json").read_text())
         weights = safetensors.torch.load_file(folder / name)
