@@ -10,6 +10,8 @@ from kdtune.cli.tables import console, megabytes
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from kdtune.export import Files
+
 SAFETENSORS = "safetensors"
 
 
@@ -63,13 +65,13 @@ def export(
         typer.echo(f"(measured on {one['images']:,} {images_in_words(one)})")
 
 
-def _table(files: "dict[str, dict[str, object]]") -> "Table":
+def _table(files: "Files") -> "Table":
     from rich.table import Table
 
     table = Table("file", "stored as", "size", "largest difference", "latency")
     for column in table.columns[2:]:
         column.justify = "right"
     for name, facts in files.items():
-        size, difference, latency = (float(str(facts[key])) for key in ("bytes", "difference", "latency_ms"))
-        table.add_row(name, str(facts["precision"]), megabytes(size), f"{difference:.1e}", f"{latency:.2f} ms")
+        difference, latency = f"{facts['difference']:.1e}", f"{facts['latency_ms']:.2f} ms"
+        table.add_row(name, facts["precision"], megabytes(facts["bytes"]), difference, latency)
     return table

@@ -7,7 +7,7 @@ card.py        README.md with the Hub's header
 opening.py     any file or folder of a student; predicting.py, measuring.py: image files and data sets through it
 """
 
-from kdtune.export.card import card, cost_in_words, images_in_words, run_card
+from kdtune.export.card import Files, card, cost_in_words, images_in_words, run_card
 from kdtune.export.formats import FORMATS
 from kdtune.export.measuring import Labelled, Measured, measure, of_dataset, of_folder
 from kdtune.export.opening import Opened, open_student
@@ -18,6 +18,7 @@ from kdtune.export.writing import Wanted, export_run, export_student
 __all__ = [
     "FORMATS",
     "ExportedStudent",
+    "Files",
     "Labelled",
     "Measured",
     "Opened",

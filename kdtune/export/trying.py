@@ -1,15 +1,13 @@
-"""Trying a written student against the one it came from: the same answers, what fewer bits cost, how fast it is.
+"""Trying a written student against the one it came from: the same answers, and how fast.
 
-largest_difference(answers, images, expected, chunk)          # of logits, at several batch sizes
-cost(answers, student, images, labels, chunk)                 # accuracies and agreement
+expected = in_batches(student, images, chunk)                 # logits, at several batch sizes
+largest_difference(answers, images, expected, chunk)
 """
 
 import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,30 +46,10 @@ def largest_difference(answers: Answers, images: Tensor, expected: Tensor, chunk
     return (found - expected).abs().max().item()
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Fractions of the same images: of the student in float32, of the one with fewer bits, and of equal answers."""
-
-    images: int
-    accuracy_float32: float
-    accuracy: float
-    agreement: float
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
 @torch.inference_mode()
-def cost(answers: Answers, student: Answers, images: Tensor, labels: Tensor, chunk: int) -> Cost:
-    """What `answers` loses against `student` on uint8 images [N, C, H, W] with labels [N]."""
-    theirs, mine = (
-        torch.cat([one(some).argmax(1) for some in torch.split(images, chunk)]) for one in (student, answers)
-    )
-
-    def share(same: Tensor) -> float:
-        return same.double().mean().item()
-
-    return Cost(len(images), share(theirs == labels), share(mine == labels), share(mine == theirs))
+def predictions(answers: Answers, images: Tensor, chunk: int) -> Tensor:
+    """The most probable class [N] of uint8 images [N, C, H, W]."""
+    return torch.cat([answers(some).argmax(1) for some in torch.split(images, chunk)])
 
 
 @contextmanager
