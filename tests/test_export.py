@@ -9,15 +9,14 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-import yaml
 from torch import Tensor, nn
 
 import kdtune
 from kdtune.data import Dataset
 from kdtune.errors import ExportError
-from kdtune.experiment import Experiment, parse
-from kdtune.export import card, export_run, export_student, load_student, run_card
-from kdtune.export import student as room
+from kdtune.experiment import Experiment
+from kdtune.export import export_student, load_student
+from kdtune.export import writing as room
 from kdtune.models import build_model, count_parameters
 from kdtune.teacher import fingerprint, keep
 from kdtune.training import evaluate
@@ -34,6 +33,14 @@ def a_student(seed: int = 0, model: str = "cnn-8") -> nn.Module:
     return network.eval()
 
 
+def a_card(files: Mapping[str, Any]) -> str:
+    return "card\n"
+
+
+def another_card(files: Mapping[str, Any]) -> str:
+    return "another card\n"
+
+
 @pytest.fixture
 def network() -> nn.Module:
     return a_student()
@@ -42,7 +49,7 @@ def network() -> nn.Module:
 @pytest.fixture
 def folder(tmp_path: Path, network: nn.Module, experiment: Experiment, digits: Dataset) -> Path:
     """An export of `network`."""
-    export_student(tmp_path / "student", network, experiment, digits, "card\n")
+    export_student(tmp_path / "student", network, experiment, digits, a_card)
     return tmp_path / "student"
 
 
@@ -93,7 +100,7 @@ def test_the_export_of_a_feature_trial_holds_the_bare_student(
     experiment = make_experiment({"distill.feature_weight": 1, "student.model": "cnn-4-8", "train.epochs": 1})
     trial = Bench(materials, CPU).start(experiment, seed=0)
     list(trial.records)
-    export_student(tmp_path / "student", trial.student.network, experiment, materials.dataset, "card")
+    export_student(tmp_path / "student", trial.student.network, experiment, materials.dataset, a_card)
     weights = safetensors.torch.load_file(tmp_path / "student" / "student.safetensors")
     assert weights.keys() == build_model("cnn-4-8", (1, 8, 8), 10).state_dict().keys()
     assert all(torch.equal(weights[key], t) for key, t in trial.student.network.state_dict().items())
@@ -119,12 +126,15 @@ def test_config_json_says_what_is_needed_to_use_the_student(folder: Path, networ
 def test_an_export_gives_the_largest_difference_of_logits(
     network: nn.Module, experiment: Experiment, digits: Dataset, tmp_path: Path
 ) -> None:
-    assert 0 <= export_student(tmp_path / "student", network, experiment, digits, "") <= 1e-6
+    files = export_student(tmp_path / "student", network, experiment, digits, a_card)
+    assert files.keys() == {"student.safetensors"}
+    assert 0 <= files["student.safetensors"]["difference"] <= 1e-6
+    assert json.loads((tmp_path / "student" / "config.json").read_text())["files"] == files
 
 
 def test_a_second_export_replaces_the_first(folder: Path, experiment: Experiment, digits: Dataset) -> None:
     other = a_student(1)
-    export_student(folder, other, experiment, digits, "another card\n")
+    export_student(folder, other, experiment, digits, another_card)
     assert (load_student(folder)(digits.test.images) - logits_of(other, digits)).abs().max() <= 1e-6
     assert (folder / "README.md").read_text() == "another card\n"
     assert [file.name for file in folder.parent.iterdir() if file.name != "runs"] == ["student"]
@@ -148,11 +158,11 @@ def new_one_not_renamed(source: Path, target: Path) -> None:
     no_folder_renamed(source, target) if source.suffix == ".part" else os.replace(source, target)
 
 
-def other_outputs(student: nn.Module, network: nn.Module, dataset: Dataset) -> float:
+def other_outputs(*arguments: object) -> float:
     return 0.5
 
 
-def not_a_number(student: nn.Module, network: nn.Module, dataset: Dataset) -> float:
+def not_a_number(*arguments: object) -> float:
     return float("nan")
 
 
@@ -160,8 +170,8 @@ FAILURES: dict[str, list[tuple[Any, str, Any]]] = {  # owner, name, what takes i
     "weights not written": [(room, "write_bytes", full_disk)],
     "card not written": [(room, "write_text", full_disk)],
     "not read back": [(room, "load_student", full_disk)],
-    "other outputs": [(room, "_largest_difference", other_outputs)],
-    "outputs that are not numbers": [(room, "_largest_difference", not_a_number)],
+    "other outputs": [(room, "largest_difference", other_outputs)],
+    "outputs that are not numbers": [(room, "largest_difference", not_a_number)],
     "not renamed": [(Path, "rename", no_folder_renamed), (Path, "replace", no_folder_renamed)],
     "new one not renamed": [(Path, "rename", new_one_not_renamed), (Path, "replace", new_one_not_renamed)],
 }
@@ -176,7 +186,7 @@ def test_an_export_that_fails_leaves_the_old_one(
         for owner, name, instead in FAILURES[failure]:
             patch.setattr(owner, name, instead)
         with pytest.raises((ExportError, OSError)):
-            export_student(folder, a_student(1), experiment, digits, "another card\n")
+            export_student(folder, a_student(1), experiment, digits, another_card)
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
     load_student(folder)
 
@@ -189,9 +199,9 @@ def test_a_first_export_that_fails_leaves_nothing_that_looks_like_one(
         for owner, name, instead in FAILURES[failure]:
             patch.setattr(owner, name, instead)
         with pytest.raises((ExportError, OSError)):
-            export_student(tmp_path / "student", a_student(), experiment, digits, "card\n")
+            export_student(tmp_path / "student", a_student(), experiment, digits, a_card)
     assert not (tmp_path / "student").exists()
-    export_student(tmp_path / "student", a_student(), experiment, digits, "card\n")
+    export_student(tmp_path / "student", a_student(), experiment, digits, a_card)
     load_student(tmp_path / "student")
 
 
@@ -212,8 +222,8 @@ def test_a_student_that_the_export_does_not_reproduce_is_refused(
             logits: Tensor = self.network(images)
             return logits + 1e-4
 
-    with pytest.raises(ExportError, match=r"differs from the student by 1\.\d+e-04, more than 1e-06"):
-        export_student(tmp_path / "student", Louder(a_student()), make_experiment(), digits, "")
+    with pytest.raises(ExportError, match=r"differs from the student by 1\.\d+e-04 in a logit, more than 1e-06"):
+        export_student(tmp_path / "student", Louder(a_student()), make_experiment(), digits, a_card)
     assert not (tmp_path / "student").exists()
 
 
@@ -224,7 +234,7 @@ def test_a_folder_that_is_no_export_is_never_replaced(tmp_path: Path, experiment
     (mine / "config.json").write_text('{"model_type": "bert"}')
     (mine / "model.safetensors").write_bytes(b"months of training")
     with pytest.raises(ExportError, match="mine"):
-        export_student(mine, a_student(), experiment, digits, "")
+        export_student(mine, a_student(), experiment, digits, a_card)
     assert sorted(file.name for file in mine.iterdir()) == ["config.json", "model.safetensors"]
 
 
@@ -267,7 +277,7 @@ def test_a_missing_file_is_named(folder: Path, name: str) -> None:
 
 
 def test_a_folder_that_is_not_there_and_a_file_are_no_exports(folder: Path, tmp_path: Path) -> None:
-    for path in (tmp_path / "nowhere", folder / "student.safetensors"):
+    for path in (tmp_path / "nowhere", folder / "README.md", folder / "nowhere.safetensors"):
         with pytest.raises(ExportError, match="is no export"):
             load_student(path)
 
@@ -306,10 +316,18 @@ def test_a_config_that_does_not_fit_its_weights_is_refused(folder: Path, key: st
         load_student(folder)
 
 
+def test_an_export_of_format_2_still_loads(folder: Path, network: nn.Module, digits: Dataset) -> None:
+    """As version 0.1.0 wrote it, key by key."""
+    config = json.loads((folder / "config.json").read_text())
+    written = ("model", "options", "classes", "image_shape", "mean", "std", "parameters", "fingerprint", "kdtune")
+    (folder / "config.json").write_text(json.dumps({"format": 2, **{key: config[key] for key in written}}))
+    assert (load_student(folder)(digits.test.images) - logits_of(network, digits)).abs().max() <= 1e-6
+
+
 def test_an_export_of_another_version_is_refused(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "format": 7}))
-    with pytest.raises(ExportError, match=r"of format 7; this version reads format 2"):
+    with pytest.raises(ExportError, match=r"of format 7; this version reads formats 2 and 3"):
         load_student(folder)
 
 
@@ -354,7 +372,7 @@ def net(image_shape, classes):
     monkeypatch.chdir(tmp_path)
     experiment = make_experiment({"student.model": "tied_layers:net"})
     tied = build_model("tied_layers:net", digits.shape, 10)
-    export_student(tmp_path / "student", tied.eval(), experiment, digits, "card")
+    export_student(tmp_path / "student", tied.eval(), experiment, digits, a_card)
     exported = load_student(tmp_path / "student", allow_code=True)
     assert torch.equal(exported(digits.pixels[:9]), tied(digits.normalise(digits.pixels[:9])))
     (tmp_path / "kept").mkdir()
@@ -376,90 +394,9 @@ def test_loading_a_timm_student_or_teacher_fetches_no_weights_of_timms(
     options = {"pretrained": True}
     experiment = make_experiment({"student.model": "timm:resnet18", "student.options": options})
     network = build_model("timm:resnet18", digits.shape, 10, options)
-    export_student(tmp_path / "student", network.eval(), experiment, digits, "card")
+    export_student(tmp_path / "student", network.eval(), experiment, digits, a_card)
     (tmp_path / "kept").mkdir()
     teacher = keep(network, "timm:resnet18", options, digits, tmp_path / "kept", depth=1)
     load_student(tmp_path / "student")
     teacher.load(CPU)
     assert asked == [True, False, False, False]
-
-
-# --- a run and its card
-
-
-SUMMARY: Mapping[str, Any] = {
-    "search": {"trials": 8, "epochs_run": 30, "epochs_full": 40, "seconds": 12.5, "stopped_early": 3},
-    "best": {"config": {"distill.alpha.start": 0.75}, "val_accuracy": 0.9125},
-    "results": [
-        {
-            "name": "teacher",
-            "model": "cnn-8",
-            "test_accuracy": [0.97],
-            "mean": 0.97,
-            "std": None,
-            "parameters": 12345,
-            "size_mb": 0.05,
-            "latency_ms": 0.25,
-        },
-        {
-            "name": "best",
-            "model": "cnn-8",
-            "test_accuracy": [0.9375, 0.9475],
-            "mean": 0.9425,
-            "std": 0.0088,
-            "parameters": 190,
-            "size_mb": 0.05,
-            "latency_ms": 0.1,
-        },
-    ],
-}
-
-
-def test_the_cards_header_is_yaml_and_holds_the_accuracy_of_the_exported_weights(
-    experiment: Experiment, digits: Dataset
-) -> None:
-    text = run_card(experiment, digits, SUMMARY)
-    assert text.startswith("---\n")
-    _, header, body = text.split("---\n", 2)
-    meta = yaml.safe_load(header)
-    assert meta["library_name"] == "kdtune"
-    assert meta["pipeline_tag"] == "image-classification"
-    ((result,),) = [model["results"] for model in meta["model-index"]]
-    assert result["dataset"]["name"] == "digits"
-    assert result["metrics"] == [{"type": "accuracy", "value": 0.9375}]  # of the first seed: its weights are here
-    assert "kdtune.load_student" in body
-    assert "| teacher | cnn-8 | 0.9700 | 1 | 12,345 | 0.05 | 0.25 |" in body
-    assert "| best | cnn-8 | 0.9425 ± 0.0088 | 2 | 190 | 0.05 | 0.10 |" in body
-    assert "`distill.alpha.start`: 0.75" in body
-
-
-def test_a_bar_in_the_name_of_a_row_does_not_end_its_cell(experiment: Experiment, digits: Dataset) -> None:
-    rows = [*SUMMARY["results"], {**SUMMARY["results"][0], "name": "T=4|a"}]
-    assert "| T=4\\|a | cnn-8 |" in run_card(experiment, digits, {**SUMMARY, "results": rows})
-
-
-def test_the_experiment_in_the_card_can_be_run_again(experiment: Experiment, digits: Dataset) -> None:
-    text = run_card(experiment, digits, SUMMARY)
-    assert parse(yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])) == experiment
-
-
-def test_a_card_without_an_accuracy_claims_none(experiment: Experiment, digits: Dataset) -> None:
-    meta = yaml.safe_load(card(experiment, digits, "").split("---\n")[1])
-    assert "model-index" not in meta
-
-
-def test_a_run_exports_the_weights_of_its_final_stage(
-    experiment: Experiment, digits: Dataset, network: nn.Module, tmp_path: Path
-) -> None:
-    run = tmp_path / "run"
-    (run / "final").mkdir(parents=True)
-    safetensors.torch.save_file(network.state_dict(), run / "final" / "best.safetensors")
-    export_run(run, tmp_path / "out", experiment, digits, SUMMARY)
-    assert (kdtune.load_student(tmp_path / "out")(digits.test.images) - logits_of(network, digits)).abs().max() <= 1e-6
-    assert (tmp_path / "out" / "README.md").read_text() == run_card(experiment, digits, SUMMARY)
-
-
-def test_a_run_without_a_winner_exports_nothing(experiment: Experiment, digits: Dataset, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"no trained winner yet.*kdtune search"):
-        export_run(tmp_path, tmp_path / "out", experiment, digits, SUMMARY)
-    assert not (tmp_path / "out").exists()

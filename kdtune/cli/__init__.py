@@ -14,11 +14,13 @@ import typer
 from kdtune.cli import (
     attach,
     cache,
+    evaluate,
     export,
     fetch,
     listing,
     logs,
     plan,
+    predict,
     report,
     schema,
     search,
@@ -44,6 +46,8 @@ app.command("train")(train.train)
 app.command("teacher")(teacher.teacher)
 app.add_typer(cache.app, name="cache")
 app.command("export")(export.export)
+app.command("predict")(predict.predict)
+app.command("evaluate")(evaluate.evaluate)
 app.command("report")(report.report)
 app.command("list")(listing.list_known)
 app.command("schema")(schema.schema)

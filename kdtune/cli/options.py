@@ -26,6 +26,17 @@ Overrides = Annotated[
     ),
 ]
 
+Student = Annotated[
+    Path,
+    typer.Argument(
+        help="An export folder such as runs/digits/student, or a file of it (.onnx, .pt2, .torchscript, .safetensors).",
+        show_default=False,
+    ),
+]
+AllowCode = Annotated[
+    bool, typer.Option("--allow-code", help="Call the function that a student of your own code is made by.")
+]
+
 
 def read(file: Path | None, overrides: list[str] | None, warm_start: list[str] | None = None) -> "Experiment":
     """The experiment of a command line, the searches of `warm_start` after those that the file names."""

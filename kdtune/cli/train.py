@@ -1,5 +1,7 @@
 """`kdtune train [FILE]`: one configuration, without Ray; what a debugger steps through is what a search runs."""
 
+from functools import partial
+
 from kdtune.cli.options import File, Overrides, read, resumable
 from kdtune.errors import KdtuneError
 
@@ -36,8 +38,9 @@ def train(file: File = None, overrides: Overrides = None) -> None:
                 f"the student diverged in epoch {last.epoch}; lower train.learning_rate "
                 f"({experiment.train.learning_rate}) and choose another name (--set name=...)"
             )
-        text = card(experiment, materials.dataset, body=f"\nValidation accuracy {last.val_accuracy:.4f}.\n")
-        export_student(folder / "student", trial.student.network, experiment, materials.dataset, text)
+        body = f"\nValidation accuracy {last.val_accuracy:.4f}.\n"
+        write = partial(card, experiment, materials.dataset, body=body)
+        export_student(folder / "student", trial.student.network, experiment, materials.dataset, write)
         watch.say(
             f"student   {experiment.student.model}: {last.val_accuracy:.2%} of "
             f"{len(materials.dataset.validation)} validation images, exported to {folder / 'student'}"

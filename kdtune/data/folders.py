@@ -88,6 +88,25 @@ def _list(root: Path, test_folders: tuple[str, ...]) -> tuple[Listing, Listing, 
     return labelled, _labelled(test, classes), classes
 
 
+def list_classes(folder: Path) -> tuple[Listing, tuple[str, ...]]:
+    """The files of `folder/<class>/*` and the names of the classes. Raises DataError where there are none."""
+    try:
+        classes = _named(folder)
+        if not classes:
+            raise DataError(f"{folder} has no class folders; expected {folder}/<class>/<image>")
+        return _labelled(folder, classes), classes
+    except OSError as error:
+        raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
+
+
+def images_below(folder: Path) -> list[Path]:
+    """Image files in a folder and those in it, by the names of folders, then of files. Raises DataError."""
+    try:
+        return sorted(map(Path, _images_below(folder)))
+    except OSError as error:
+        raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
+
+
 def _subfolder(root: Path, names: tuple[str, ...]) -> Path:
     for name in names:
         if (root / name).is_dir():
@@ -96,10 +115,14 @@ def _subfolder(root: Path, names: tuple[str, ...]) -> Path:
 
 
 def _classes(folder: Path) -> tuple[str, ...]:
-    names = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
+    names = _named(folder)
     if len(names) < 2:
         raise DataError(f"{folder} has {len(names)} class folders; expected at least 2, one a class")
     return names
+
+
+def _named(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
 
 
 def _labelled(folder: Path, classes: tuple[str, ...]) -> Listing:

@@ -1,11 +1,12 @@
 """Images in memory, and images that stay on disk: which files they are, and how one of them becomes pixels.
 
 square(path, 32)                            # [3, 32, 32] uint8: as folders in memory are decoded
+prepare(path, (1, 28, 28), "fit")           # [1, 28, 28] uint8: any file, as a student's training images were made
 ImageFiles(root, names, side=224).decode(index, None, flipped=False, scale=(0.08, 1.0))
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -89,23 +90,39 @@ class Images:
 
 def square(file: Path, size: int) -> Tensor:
     """RGB [3, size, size]: the shorter side scaled to `size`, then the centre."""
+    return _tensor(_fit(open_rgb(file), size, size))
+
+
+def prepare(file: Path, shape: tuple[int, int, int], resize: str, *, upright: bool = False) -> Tensor:
+    """uint8 [C, H, W] of an image file of any size and mode, made as large as `shape` by one of RESIZES.
+
+    One channel is grey, three are RGB. `upright` turns a photograph as its EXIF orientation says, which training does
+    not. Raises DataError that names the file.
+    """
+    channels, height, width = shape
+    image = RESIZES[resize](open_rgb(file, upright=upright), width, height)
+    return _tensor(image if channels == 3 else image.convert("L"))
+
+
+def open_rgb(file: Path, *, upright: bool = False) -> "Image.Image":
+    """A decoded image, turned as its EXIF orientation says if `upright`. Raises DataError that names the file."""
     from PIL import Image, ImageOps
-
-    return _tensor(ImageOps.fit(open_rgb(file), (size, size), Image.Resampling.BILINEAR))
-
-
-def open_rgb(file: Path) -> "Image.Image":
-    """A decoded image. Raises DataError that names the file."""
-    from PIL import Image
 
     try:
         with Image.open(file) as opened:
-            image: Image.Image = opened
+            image: Image.Image = ImageOps.exif_transpose(opened) if upright else opened
             if image.mode.startswith("I;16"):  # PIL's own conversion clips 16 bits to white
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             return image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"cannot read image {file}: {error}. Remove or repair it") from error
+
+
+def _fit(image: "Image.Image", width: int, height: int) -> "Image.Image":
+    """The largest centred part of that aspect, scaled."""
+    from PIL import Image, ImageOps
+
+    return ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
 
 
 def _plain(image: "Image.Image", side: int) -> "Image.Image":
@@ -122,6 +139,17 @@ def _plain(image: "Image.Image", side: int) -> "Image.Image":
     return image.resize((width, height), Image.Resampling.BILINEAR).crop((left, top, left + side, top + side))
 
 
+RESIZES: dict[str, Callable[["Image.Image", int, int], "Image.Image"]] = {
+    "fit": _fit,  # images in memory
+    "centre-crop": lambda image, width, _: _plain(image, width),  # images on disk, which are square
+}
+
+
+def resize_of(images: Pixels) -> str:
+    """Which of RESIZES makes a file an image like these, without augmentation."""
+    return "centre-crop" if isinstance(images, ImageFiles) else "fit"
+
+
 def _tensor(image: "Image.Image") -> Tensor:
-    values: npt.NDArray[Any] = np.array(image)  # [H, W, 3] uint8
-    return torch.from_numpy(values).permute(2, 0, 1)
+    values: npt.NDArray[Any] = np.array(image)  # [H, W, 3] uint8, or [H, W]
+    return torch.from_numpy(values).view(image.height, image.width, -1).permute(2, 0, 1)
