@@ -124,7 +124,8 @@ def test_a_run_that_has_not_finished_is_reported_so_far(make_experiment: MakeExp
             append_line(tmp_path / "trials.jsonl", {"trial": f"{number:04d}", "config": {"distill.alpha": 0.5}, **told})
     lines = CliRunner().invoke(app, ["report", str(tmp_path)]).stdout.splitlines()
     assert lines[0].startswith("Not finished: 3 of 9 trials begun, 5 epochs; 1 of them ran in full.")
-    assert lines[1:] == [
+    assert lines[-1] == f"Report: {tmp_path / 'report.html'}"
+    assert lines[1:-1] == [
         "trial 0000   60.00%  epoch 2/2  alpha 0.5",
         "trial 0001   70.00%  epoch 1/2  alpha 0.5",
         "trial 0002    0.00%  epoch 2/2  alpha 0.5",

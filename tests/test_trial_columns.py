@@ -142,6 +142,18 @@ class Waiting(CrossEntropy):
         return super().__call__(outputs, batch)
 
 
+def test_what_a_trial_computes_while_it_waits_is_told_apart(lazy: tuple[Experiment, Materials]) -> None:
+    """The first one computes every column, and a second in the same process none; a student alone needs none."""
+    experiment, materials = lazy
+    bench = Bench(materials, CPU)
+    first, second = (list(bench.start(experiment, seed=3).records) for _ in range(2))
+    seals = [cache_of(materials).seal(view) for view in range(experiment.views)]
+    assert [record.computed for record in first] == [pytest.approx(seal.seconds) for seal in seals if seal]
+    assert all((record.computed or 0) <= record.waited + 1e-3 for record in first)
+    assert [record.computed for record in second] == [0.0] * len(first)
+    assert [record.computed for record in bench.start(experiment, seed=3, alone=True).records] == [0.0] * len(first)
+
+
 def test_seconds_before_an_epoch_are_not_seconds_of_the_epoch(toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     monkeypatch.setattr(training, "time", clock)

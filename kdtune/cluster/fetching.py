@@ -18,7 +18,9 @@ from kdtune.errors import ClusterError
 SUMMARY, STUDENT = "summary.json", "student"
 WINNER = "final/best.safetensors"  # what `kdtune export` reads
 # the summary last: where it is, everything is
-FILES = ("experiment.yaml", "materials.json", "trials.jsonl", "final.jsonl", "report.html", WINNER, STUDENT, SUMMARY)
+RECORDS = ("experiment.yaml", "materials.json", "trials.jsonl", "final.jsonl", "report.html", WINNER, STUDENT)
+TRACKED = ("tracking.json", "tensorboard", "wandb")
+FILES = (*RECORDS, *TRACKED, SUMMARY)
 PART = ".fetched.part"
 
 

@@ -6,9 +6,18 @@ without importing torch; tests hold them equal to the registries where the thing
 """
 
 import math
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Tag,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from kdtune.experiment.caching import Cache, check_storage
 from kdtune.experiment.images import Data
@@ -80,6 +89,16 @@ OneTeacher = Annotated[
 ]
 
 
+Tool = Literal["tensorboard", "mlflow", "wandb"]
+ONE_TOOL = {"enum": list(get_args(Tool))}
+Tools = Annotated[
+    tuple[Tool, ...],
+    BeforeValidator(lambda given: (given,) if isinstance(given, str) else given),
+    AfterValidator(lambda tools: tuple(dict.fromkeys(tools))),
+    WithJsonSchema({"anyOf": [ONE_TOOL, {"type": "array", "items": ONE_TOOL}]}),
+]
+
+
 class Experiment(Section):
     """Everything that decides what a run does."""
 
@@ -98,6 +117,11 @@ class Experiment(Section):
     resources: Resources = Field(default_factory=Resources)
     storage: Annotated[str, Field(min_length=1), AfterValidator(check_storage)] = Field(
         "runs", description="Folder of all runs, which the nodes of a cluster share, or an address (s3://bucket/runs)."
+    )
+    tracking: Tools = Field(
+        ("tensorboard",),
+        description="Who is told of every epoch besides the records: tensorboard (files in the run folder), mlflow "
+        "(MLFLOW_TRACKING_URI), wandb (WANDB_MODE, WANDB_API_KEY); one or several, [] for none.",
     )
 
     @model_validator(mode="after")

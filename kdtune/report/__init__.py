@@ -5,6 +5,12 @@ answers.py        answers to the test set as text, and how far two networks agre
 calibration.py    confidence against accuracy, in bins
 verdict.py        the paired test, and the sentence that rests on it
 times.py          where the time went
+run.py            a run folder as pandas frames; reading.py reads its JSON lines
+page.py           report.html: sections/ say what, figures/ draw it, templates/ are what it looks like
+importance.py     which hyperparameters matter
+live.py           the page, served while a search runs; pictures.py: the figures as PNG files
+
+Pages and frames take plotly and pandas, which whoever wants them imports: nothing here does so for the others.
 """
 
 from kdtune.report.answers import agreement, packed, unpacked

@@ -24,6 +24,7 @@ from kdtune.search.placing import Slots
 from kdtune.search.session import LOCAL, session
 from kdtune.search.sharing import check_seen, leave_link, on_cluster
 from kdtune.search.states import states_of
+from kdtune.search.tracking import Tracking, check_tracking, tracked
 from kdtune.search.trials import check_search, run_trials
 from kdtune.storage import Mirror, folder_of
 from kdtune.training import default_device
@@ -77,6 +78,8 @@ def run_search(experiment: Experiment, watch: Watcher, address: str = LOCAL) -> 
             leave_link(folder)
         if finished(folder, experiment):
             watch.already_finished(folder)
+            with tracked(folder, experiment) as tracking:  # what was added to its tools, or had failed, hears of it now
+                tracking.trials_are_over()
         else:
             _Search(folder, mirror, experiment, watch, address).run()
     return folder
@@ -101,13 +104,16 @@ class _Search:
                 check_seen(self.folder)
             experiment = self.experiment
             check_search(self.folder, experiment, self.watch.search_knows)
+            check_tracking(self.folder, experiment, away=self.address != LOCAL)
             for name in searched_assistants(experiment):
                 check_search(assistant_folder(experiment, name), assistant(experiment, name), self.watch.search_knows)
             for name in searched_assistants(experiment):
                 experiment = self._with_assistant(experiment, name)
             materials = self._prepared(self.folder, experiment)
-            with session(experiment.resources, self.address) as slots:
-                found = self._winner(self.folder, experiment, materials, slots) if experiment.search.trials else None
+            with session(experiment.resources, self.address) as slots, tracked(self.folder, experiment) as tracking:
+                found = None
+                if experiment.search.trials:
+                    found = self._winner(self.folder, experiment, materials, slots, tracking)
                 winner = with_values(experiment, found.best.config) if found else experiment
                 lines = run_final(self.folder, experiment, winner, materials, slots, self.watch.final_progress)
                 if self.address != LOCAL:
@@ -117,6 +123,7 @@ class _Search:
             # within the session: parts of the data may lie in Ray's memory
             export_run(self.folder, self.folder / "student", winner, materials.dataset, summary)
             write_summary(self.folder, summary)
+        draw(self.folder)
 
     def _prepared(self, folder: Path, experiment: Experiment) -> Materials:
         columns = columns_of(folder)
@@ -137,17 +144,21 @@ class _Search:
         found = winner_of(folder, child)
         if found is None:
             materials = self._prepared(folder, child)
-            with session(child.resources, self.address) as slots:
-                found = self._winner(folder, child, materials, slots)
+            with session(child.resources, self.address) as slots, tracked(folder, child) as tracking:
+                found = self._winner(folder, child, materials, slots, tracking)
         return settled(experiment, name, found.best.config)
 
-    def _winner(self, folder: Path, experiment: Experiment, materials: Materials, slots: Slots) -> Found:
+    def _winner(
+        self, folder: Path, experiment: Experiment, materials: Materials, slots: Slots, tracking: Tracking
+    ) -> Found:
         """What the search of `folder` has found. Once winner.json is there it is over, unless more is asked for."""
         found = winner_of(folder, experiment)
         if found is None:
             (folder / "final").mkdir(exist_ok=True)
             states = states_of(self.experiment.storage, folder.relative_to(self.folder.parent).as_posix())
-            board = run_trials(folder, experiment, materials, slots, self.watch, states, self._pushed)
+            board = run_trials(
+                folder, experiment, materials, slots, self.watch, states, self._pushed, tracking.trials_run
+            )
             trials = read_trials(folder / "trials.jsonl")
             best = pick_best(trials)
             outcome = {
@@ -165,6 +176,7 @@ class _Search:
             }
             write_text(folder / "final" / "winner.json", json.dumps(outcome, indent=2))
             found = Found(trials, best, outcome)
+        tracking.trials_are_over()
         return found
 
     def _pushed(self) -> bool:
@@ -176,6 +188,17 @@ class _Search:
                 log.warning("%s", error)
                 return False
         return True
+
+
+def draw(folder: Path) -> None:
+    """report.html. A page that cannot be drawn is said, and costs nobody a finished search."""
+    from kdtune.report.page import write_report  # takes a second to import, and only a finished search needs it
+    from kdtune.report.run import load_run
+
+    try:
+        write_report(load_run(folder))
+    except Exception:  # whatever it is: the results are there, and the same can be tried again
+        log.warning("the report of %s was not drawn; `kdtune report %s` tries again", folder, folder, exc_info=True)
 
 
 def pick_best(trials: list[TrialRecord]) -> TrialRecord:

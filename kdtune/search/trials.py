@@ -17,6 +17,7 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.air._internal import usage
 from ray.tune.error import TuneError
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -36,6 +37,8 @@ from kdtune.tuning.making import make_study
 from kdtune.tuning.study import Study
 from kdtune.tuning.warm import former_runs
 
+TRIALS_A_CALL = 500  # of Tune: at its end slots wait for the last trials, and processes start anew
+CALL_SLOTS = 50  # at least so many trials for each slot
 RETRIES = 3  # of a trial that fails; a node that was taken away with notice does not count
 
 
@@ -51,11 +54,12 @@ def run_trials(
     watch: BoardWatcher,
     states: States,
     push: Callable[[], bool],
+    begun: Callable[[Board], None] = lambda board: None,
 ) -> Board:
     """Runs what is left of the trials; the board at their end, with the seconds of all resumed runs.
 
-    `push` says whether the records have reached the storage. Raises RunError where every trial fails, and Interrupted
-    on Ctrl-C.
+    `push` says whether the records have reached the storage; `begun` is given the board before the trials run. Raises
+    RunError where every trial fails, and Interrupted on Ctrl-C.
     """
     known = [seen for former in former_runs(folder, experiment) for seen in former.trials]
     if experiment.search.budget.gpu_hours is not None and not slots.gpus:
@@ -67,6 +71,7 @@ def run_trials(
     caches = [open_cache(place, views=materials.columns) for place in materials.caches.values()]
     recorder = Recorder(folder, study, board, watch, states, caches=caches, keep=experiment.search.keep, push=push)
     recorder.begin()
+    begun(board)
     if not study.over:
         trainable = tune.with_parameters(
             StudentTrial,
@@ -94,29 +99,37 @@ def check_search(folder: Path, experiment: Experiment, tell: Callable[[str], Non
 
 
 def run_study(recorder: Recorder, trainable: Any, slots: Slots) -> None:
-    """Has Tune run what the recorder's study asks for, until that is over or somebody interrupts it."""
+    """Has Tune run what the recorder's study asks for, until that is over or somebody interrupts it.
+
+    Tune remembers every trial of a call, 40 kB of each; so one call runs only so many.
+    """
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots.concurrent)
-    link = _Link(recorder, slots)
-    with tempfile.TemporaryDirectory(prefix="kdtune-tune-") as scratch, _told_as_it_was(link):
-        tune.run(
-            trainable,
-            name="trials",
-            storage_path=scratch,
-            metric=METRIC,
-            mode="max",
-            num_samples=-1,  # the study says when it is over
-            search_alg=_Asking(link),
-            scheduler=_Judging(link),
-            max_concurrent_trials=slots.concurrent,
-            resources_per_trial=slots.request,
-            reuse_actors=True,
-            max_failures=RETRIES,
-            callbacks=[_Watching(link)],
-            verbose=0,
-            raise_on_failed_trial=False,
-            trial_dirname_creator=_short_name,
-            trial_name_creator=_short_name,
-        )
+    usage.tag_callbacks = _uncounted
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "0"  # by which an interruption is known
+    while not recorder.study.over:
+        link = _Link(recorder, slots, left=max(TRIALS_A_CALL, CALL_SLOTS * slots.concurrent))
+        with tempfile.TemporaryDirectory(prefix="kdtune-tune-") as scratch, _told_as_it_was(link):
+            tune.run(
+                trainable,
+                name="trials",
+                storage_path=scratch,
+                metric=METRIC,
+                mode="max",
+                num_samples=-1,  # the study says when it is over
+                search_alg=_Asking(link),
+                scheduler=_Judging(link),
+                max_concurrent_trials=slots.concurrent,
+                resources_per_trial=slots.request,
+                reuse_actors=True,
+                max_failures=RETRIES,
+                callbacks=[_Watching(link)],
+                verbose=0,
+                raise_on_failed_trial=False,
+                trial_dirname_creator=_short_name,
+                trial_name_creator=_short_name,
+            )
+        if link.interrupted:
+            return
 
 
 METRIC = "val_accuracy"
@@ -125,10 +138,12 @@ METRIC = "val_accuracy"
 class _Link:
     """Between Tune and the study: which trial is which, and what Tune would pass on as text only."""
 
-    def __init__(self, recorder: Recorder, slots: Slots) -> None:
+    def __init__(self, recorder: Recorder, slots: Slots, left: int) -> None:
         self.recorder = recorder
         self.slots = slots
+        self.left = left  # trials that this call may still ask for
         self.failure: OSError | None = None
+        self.interrupted = False
         self.controller: Any = None  # Tune's, which ray leaves untyped
         self.kept: Any = None  # what the processes hold that Tune keeps for us
 
@@ -147,10 +162,25 @@ class _Link:
 
     def keep_processes(self, controller: Any, held: Any) -> None:
         """Tune keeps an idle process where a trial waits for one already. A trial is asked for when another has ended,
-        so of two that end at once it would end one process, and start another for the next trial."""
-        if self.controller is None:
-            self.controller, self.kept = controller, held
-            controller._actor_cache.increase_max(held, self.slots.concurrent)
+        so of two that end at once it would end one process, and start another for the next trial.
+
+        And it gives an idle process to the trial that has waited longest, even if that one's own is starting, and ends
+        this: where trials take less time than processes need to start, one runs them all and others start for ever.
+        """
+        if self.controller is not None:
+            return
+        self.controller, self.kept = controller, held
+        controller._actor_cache.increase_max(held, self.slots.concurrent)
+        take = controller._maybe_reuse_cached_actor
+
+        def take_unless_starting(trial: Trial) -> bool:
+            own = controller._trial_to_actor.get(trial)
+            starting = own in controller._actor_manager._live_actors_to_ray_actors_resources
+            if starting and trial not in controller._resetting_trials:
+                return False
+            return bool(take(trial))
+
+        controller._maybe_reuse_cached_actor = take_unless_starting
 
     def let_processes_go(self) -> None:
         """Nothing more will be asked for: what an idle process holds is free for others."""
@@ -167,12 +197,13 @@ class _Asking(Searcher):
         self.link = link
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # FINISHED is text
-        seen = self.link.study.ask()
+        seen = self.link.study.ask() if self.link.left else None
         if seen is None:
-            if not self.link.study.closed:
+            if self.link.left and not self.link.study.closed:
                 return None
             self.link.let_processes_go()
             return Searcher.FINISHED
+        self.link.left -= 1
         parent = None
         if seen.parent is not None:
             number, epoch = seen.parent
@@ -232,6 +263,12 @@ class _Watching(tune.Callback):
                     controller.request_stop_trial(trial)
 
 
+def _uncounted(callbacks: Any) -> bool:
+    """In place of Ray's statistics on kinds of callbacks, which import MLflow, Weights & Biases and Comet, where they
+    are installed, for seconds."""
+    return False
+
+
 def _why(trial: Trial) -> str:
     # get_error() reads the copy in storage, which is made only later
     return Path(trial.error_file).read_text() if trial.error_file else "no reason was recorded"
@@ -239,7 +276,10 @@ def _why(trial: Trial) -> str:
 
 @contextmanager
 def _told_as_it_was(link: _Link) -> Iterator[None]:
-    """What ends Tune is raised as the recorder met it, and Ctrl-C is handled afterwards as it was before."""
+    """What ends Tune is raised as the recorder met it, and Ctrl-C is handled afterwards as it was before.
+
+    Tune's own handler takes itself back when it is used; otherwise it stays, and ends nothing any more.
+    """
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         yield
@@ -248,7 +288,8 @@ def _told_as_it_was(link: _Link) -> Iterator[None]:
             raise link.failure from error
         raise
     finally:
-        signal.signal(signal.SIGINT, on_interrupt)  # Tune leaves its own handler, which ends nothing after it
+        link.interrupted = signal.getsignal(signal.SIGINT) is on_interrupt
+        signal.signal(signal.SIGINT, on_interrupt)
 
 
 def _short_name(trial: Any) -> str:  # ray is untyped

@@ -157,11 +157,13 @@ def _check_same(experiment: Experiment, kept: Path) -> None:
 
 def _going_as_far(found: Experiment, experiment: Experiment) -> Experiment:
     """The experiment of a run with another's limits, if its search can go on with them: trials are never taken back,
-    and a population gets no more members once the states that these would go on from are gone."""
+    and a population gets no more members once the states that these would go on from are gone. Who is told of it may
+    change at any time."""
     limits: dict[str, object] = {"budget": experiment.search.budget}
     if experiment.search.trials >= found.search.trials > 0 and found.search.stopper.kind != "population":
         limits["trials"] = experiment.search.trials
-    return found.model_copy(update={"search": found.search.model_copy(update=limits)})
+    search = found.search.model_copy(update=limits)
+    return found.model_copy(update={"search": search, "tracking": experiment.tracking})
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Figures of the report, one topic a file: a run in, a plotly figure out."""

@@ -1,0 +1,39 @@
+"""Test accuracy of each row of the results table, seed by seed."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+from kdtune.report.figures.style import INK, figure, row_style, text
+
+
+def accuracies(results: Sequence[Mapping[str, Any]]) -> go.Figure:
+    """A point a seed, a line at the mean."""
+    names = [row["name"] for row in results]
+    styles = row_style(names)
+    drawn = figure(x="test accuracy", y="", height=90 + 44 * len(names), legend=False)
+    drawn.update_xaxes(tickformat=".1%")
+    for row in results:
+        colour, symbol = styles[row["name"]]
+        here = text(row["name"])
+        drawn.add_trace(
+            go.Scatter(
+                x=row["test_accuracy"],
+                y=[here] * len(row["test_accuracy"]),
+                mode="markers",
+                marker={"color": colour, "symbol": symbol, "size": 11, "opacity": 0.75},
+                hovertemplate=f"{here}: %{{x:.2%}}<extra></extra>",
+            )
+        )
+        drawn.add_trace(
+            go.Scatter(
+                x=[row["mean"]],
+                y=[here],
+                mode="markers",
+                marker={"symbol": "line-ns", "size": 26, "line": {"width": 2.5, "color": INK}},
+                hovertemplate=f"{here}, mean: %{{x:.2%}}<extra></extra>",
+            )
+        )
+    drawn.update_yaxes(categoryorder="array", categoryarray=[text(name) for name in names[::-1]])
+    return drawn
