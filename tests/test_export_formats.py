@@ -13,16 +13,21 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from kdtune.cli import main
 from kdtune.data import Dataset, Images
 from kdtune.errors import ExportError
+from kdtune.experiment import dump
 from kdtune.export import FORMATS, Wanted, export_student, load_student
 from kdtune.export.formats import Answers, Source
 from kdtune.models import build_model
+from kdtune.trial import made_of
 from tests.conftest import MakeExperiment, tiny_experiment
 from tests.test_export import a_card, a_student
+from tests.test_export_card import SUMMARY
 
 EVERY = ["pt2", "onnx", "torchscript"]
 ALL = Wanted(EVERY, half=True, int8=True)
@@ -279,6 +284,17 @@ def test_a_network_of_which_no_graph_can_be_made_is_refused_by_its_name(
     assert not (tmp_path / "student").exists()
 
 
+def test_weights_that_half_cannot_hold_are_refused(
+    tmp_path: Path, digits: Dataset, make_experiment: MakeExperiment
+) -> None:
+    network = a_student()
+    with torch.no_grad():
+        network.get_parameter("fc.weight")[3, 2] = 7e4  # float16 ends at 65,504
+    with pytest.raises(ExportError, match=r"student\.fp16\.safetensors differs from the student by (inf|nan)"):
+        export_student(tmp_path / "student", network, make_experiment(), digits, a_card, Wanted(half=True))
+    assert not (tmp_path / "student").exists()
+
+
 def test_a_format_that_there_is_not_and_int8_without_onnx_are_refused() -> None:
     with pytest.raises(ExportError, match=r"no format is named tflite; choose of safetensors, pt2, onnx, torchscript"):
         Wanted(["tflite", "onnx"]).check()
@@ -292,6 +308,57 @@ def test_a_missing_package_is_named_with_what_to_install(monkeypatch: pytest.Mon
     with pytest.raises(ExportError, match=r"onnxscript, which is not installed: pip install 'kdtune\[onnx\]'"):
         Wanted(["onnx"]).check()
     Wanted(["pt2", "torchscript"], half=True).check()
+
+
+# --- the command
+
+
+def a_finished_run(folder: Path, dataset: Dataset) -> Path:
+    """What `kdtune export` reads of a run."""
+    experiment = tiny_experiment(folder.parent)
+    (folder / "final").mkdir(parents=True)
+    (folder / "experiment.yaml").write_text(dump(experiment))
+    (folder / "summary.json").write_text(json.dumps(SUMMARY))
+    (folder / "materials.json").write_text(json.dumps(made_of(dataset)))
+    safetensors.torch.save_file(a_student().state_dict(), folder / "final" / "best.safetensors")
+    return folder
+
+
+def told(*arguments: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    """Exit code and output of the command."""
+    with pytest.raises(SystemExit) as left:
+        main(["export", *map(str, arguments)])
+    assert isinstance(left.value.code, int)
+    return left.value.code, *capsys.readouterr()
+
+
+def test_the_command_writes_what_is_asked_for_and_prints_what_was_measured(
+    tmp_path: Path, digits: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, out = a_finished_run(tmp_path / "tiny", digits), tmp_path / "out"
+    code, said, _ = told(run, "--format", "safetensors, torchscript", "--half", "--to", out, capsys=capsys)
+    assert code == 0
+    written = ["student.fp16.safetensors", "student.fp16.torchscript", "student.safetensors", "student.torchscript"]
+    assert sorted(file.name for file in out.iterdir() if file.name.startswith("student")) == written
+    for name, facts in config_of(out)["files"].items():
+        (row,) = [line for line in said.splitlines() if line.startswith(f"│ {name} ")]
+        assert f"{facts['difference']:.1e}" in row
+        if facts["precision"] == "float16":
+            cost = facts["cost"]
+            assert f"{name}: accuracy {cost['accuracy']:.2%} instead of {cost['accuracy_float32']:.2%}" in said
+    assert f"{len(digits.validation)} validation images, on which these weights were trained as well" in said
+
+
+def test_the_command_alone_writes_safetensors_and_refuses_other_names(
+    tmp_path: Path, digits: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = a_finished_run(tmp_path / "tiny", digits)
+    code, said, _ = told(run, capsys=capsys)
+    assert (code, list(config_of(run / "student")["files"])) == (0, ["student.safetensors"])
+    assert "read back, largest difference of logits on real images 0.0e+00" in said
+    code, _, why = told(run, "--format", "onxx", capsys=capsys)
+    assert code == 2
+    assert "no format is named onxx" in why
 
 
 # --- other families

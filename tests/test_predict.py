@@ -228,6 +228,27 @@ def test_the_command_prints_json_lines(
     assert "classes" not in second
 
 
+def test_a_student_of_somebodys_code_runs_only_when_that_is_allowed(
+    digits: Dataset, picture: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    picture.save(tmp_path / "a.png")
+    (tmp_path / "own_nets.py").write_text(
+        "from torch import nn\n"
+        "def net(image_shape, classes): return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    network = build_model("own_nets:net", digits.shape, 10).eval()
+    experiment = tiny_experiment(tmp_path, {"student.model": "own_nets:net"})
+    export_student(tmp_path / "student", network, experiment, digits, a_card, Wanted(["torchscript"]))
+    for student, more, code in (("student", [], 2), ("student", ["--allow-code"], 0), ("student.torchscript", [], 0)):
+        path = tmp_path / "student" / student if "." in student else tmp_path / student
+        with pytest.raises(SystemExit) as left:
+            main(["predict", str(path), "a.png", *more])
+        assert left.value.code == code, student
+        assert ("--allow-code" in capsys.readouterr().err) == (code == 2)
+
+
 def test_the_command_line_does_not_wait_for_torch_to_show_its_help() -> None:
     code = (
         "import sys\nfrom kdtune.cli import main\n"

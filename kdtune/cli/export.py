@@ -27,7 +27,8 @@ def export(
         bool, typer.Option("--half", help="Each format in float16 as well: half the size, computed in float32.")
     ] = False,
     int8: Annotated[
-        bool, typer.Option("--int8", help="ONNX in 8-bit integers as well (dynamic quantisation): a quarter.")
+        bool,
+        typer.Option("--int8", help="ONNX in 8-bit integers as well: a quarter of the size; convolutions get slower."),
     ] = False,
 ) -> None:
     """Write the best student of a run, open each file with its own runtime and compare it with the student.

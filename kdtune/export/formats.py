@@ -80,8 +80,7 @@ class Source:
         model = exported.model_proto
         del model.graph.value_info[:]  # shapes within the graph are of use to nobody, and quantising changes them
         for node in model.graph.node:
-            node.ClearField("metadata_props")  # names folders of this machine
-            node.ClearField("doc_string")
+            node.ClearField("metadata_props")  # which module each comes from: more bytes than a small student has
         for value in (*model.graph.input, *model.graph.output):
             value.type.tensor_type.shape.dim[0].dim_param = "batch"
         onnx.helper.set_model_props(model, {KEY: self.description.to_json()})
