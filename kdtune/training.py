@@ -103,6 +103,7 @@ class Evaluation:
     accuracy: float
     loss: float  # mean cross-entropy
     predictions: Tensor  # [N] int64
+    confidences: Tensor  # [N] float32: probabilities of the predictions
 
 
 def default_device() -> torch.device:
@@ -253,21 +254,24 @@ def evaluate(
     dtype: torch.dtype = torch.float32,
     ranks: Ranks = ALONE,
 ) -> Evaluation:
-    """Accuracy and cross-entropy of `model` (logits, or logits first) on images [N, C, H, W], without augmentation.
+    """How `model` (logits, or logits first) answers to images [N, C, H, W], without augmentation.
 
     Each of several `ranks` asks about its part, and all know the outcome.
     """
     model.eval()
     everything = torch.arange(len(labels), device=labels.device) if indices is None else indices
     predictions, losses = [everything[:0]], [torch.zeros((), device=labels.device)]  # a part may be empty
+    confidences = [torch.zeros(0, device=labels.device)]
     chunks = [chunk for chunk in torch.split(ranks.part(everything), evaluation_batch(dataset)) if len(chunk)]
     for chosen, pixels in zip(chunks, read(images, chunks), strict=True):
         with autocast(dtype, images.device):
             outputs = model(dataset.normalise(pixels))
         logits = (outputs[0] if isinstance(outputs, tuple) else outputs).float()  # [B, C]
+        log_probabilities = logits.log_softmax(dim=1)
         predictions.append(logits.argmax(dim=1))
-        losses.append(F.cross_entropy(logits, labels[chosen], reduction="sum"))
-    predicted = ranks.gather(torch.cat(predictions), len(everything))
+        confidences.append(log_probabilities.amax(dim=1).exp())
+        losses.append(F.nll_loss(log_probabilities, labels[chosen], reduction="sum"))
+    predicted, confident = (ranks.gather(torch.cat(parts), len(everything)) for parts in (predictions, confidences))
     loss = ranks.sum(torch.stack(losses).sum())
     accuracy = (predicted == labels[everything]).double().mean().item()
-    return Evaluation(accuracy, loss.item() / len(everything), predicted)
+    return Evaluation(accuracy, loss.item() / len(everything), predicted, confident)

@@ -18,8 +18,10 @@ from safetensors.torch import load_file
 
 import kdtune
 from kdtune.cli import main
+from kdtune.data import load_dataset
 from kdtune.experiment import Experiment, load
 from kdtune.records import read_lines, read_trials
+from kdtune.report import unpacked
 
 # feature_weight is searched too, so trials from the cache and with the live teacher share a process
 EXPERIMENT = """
@@ -154,7 +156,11 @@ def test_the_summary_agrees_with_the_records(stages: Stages) -> None:
     run, _ = stages
     summary = json.loads((run.folder / "summary.json").read_text())
     trials = read_trials(run.folder / "trials.jsonl")
-    assert set(summary) == {"search", "best", "results", "latency_on", "classes", "confusion", "pareto"}
+    assert set(summary) == {"search", "best", "results", "latency_on", "classes", "confusion", "pareto", "calibration",
+                            "time", "verdict"}  # fmt: skip
+    assert summary["time"]["training"] == pytest.approx(sum(r.seconds for t in trials for r in t.epochs), abs=1e-2)
+    assert all(seconds is not None for seconds in summary["time"].values())
+    assert summary["verdict"] in stages[1]["finished"][1]
     assert summary["search"]["trials"] == 8
     assert summary["search"]["epochs_run"] == sum(len(trial.epochs) for trial in trials)
     assert summary["search"]["epochs_full"] == 8 * 6
@@ -196,6 +202,20 @@ def test_the_exported_student_answers_like_the_one_that_was_trained(stages: Stag
     assert trained.keys() == exported.keys()
     assert all(torch.equal(trained[key], exported[key]) for key in trained)
     assert student(torch.zeros((3, 1, 8, 8), dtype=torch.uint8)).shape == (3, 10)
+
+
+def test_what_is_kept_of_the_answers_to_the_test_set_is_what_the_student_answers(stages: Stages) -> None:
+    run, _ = stages
+    test = load_dataset(run.experiment.data).test
+    (line,) = [line for line in read_lines(run.folder / "final.jsonl") if (line["name"], line["seed"]) == ("best", 1)]
+    logits = kdtune.load_student(run.folder / "student")(test.pixels)
+    answers = unpacked(line["answers"])
+    assert torch.equal(answers, logits.argmax(dim=1))
+    assert line["test_accuracy"] == (answers == test.labels).double().mean()
+    assert [sum(row) for row in line["confusion"]] == test.labels.bincount().tolist()
+    assert sum(right for _, _, right in line["calibration"]) == (answers == test.labels).sum()
+    confident = sum(confidence for _, confidence, _ in line["calibration"])
+    assert confident == pytest.approx(logits.softmax(dim=1).amax(dim=1).sum().item(), rel=1e-4)
 
 
 def test_export_writes_the_student_again_elsewhere(

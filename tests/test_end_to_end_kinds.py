@@ -94,6 +94,9 @@ def test_the_table_has_every_teacher_and_every_row(searched: tuple[Path, str]) -
     for name in results:
         assert name in output
     assert all(len(row["test_accuracy"]) == 1 and row["size_mb"] > 0 for row in results.values())
+    compared = {name for name, row in results.items() if row["agreement"] is not None}
+    assert compared == {"student alone", "directly", "alone, slowly", "best"}  # peers leave no teacher behind
+    assert summary_of(folder)["calibration"].keys() == results.keys()
 
 
 def test_the_assistants_search_is_kept_in_the_run_and_decides_how_it_is_trained(searched: tuple[Path, str]) -> None:

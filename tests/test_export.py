@@ -1,9 +1,8 @@
-"""The export against the student it came from and against tampering; the summary against numbers worked out by hand."""
+"""The export against the student it came from, and against tampering."""
 
 import json
 import os
-import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +14,15 @@ from torch import Tensor, nn
 
 import kdtune
 from kdtune.data import Dataset
-from kdtune.errors import ExportError, RunError
+from kdtune.errors import ExportError
 from kdtune.experiment import Experiment, parse
 from kdtune.export import card, export_run, export_student, load_student, run_card
 from kdtune.export import student as room
-from kdtune.models import build_model, count_parameters, latency_ms
-from kdtune.records import EpochRecord, TrialRecord
-from kdtune.report import read_summary, summarise, write_summary
-from kdtune.report.summary import _planned
+from kdtune.models import build_model, count_parameters
 from kdtune.teacher import fingerprint, keep
 from kdtune.training import evaluate
-from kdtune.trial import Bench, Found, Materials
+from kdtune.trial import Bench, Materials
 from tests.conftest import CPU, MakeExperiment
-from tests.tuning import record
 
 
 def a_student(seed: int = 0, model: str = "cnn-8") -> nn.Module:
@@ -468,119 +463,3 @@ def test_a_run_without_a_winner_exports_nothing(experiment: Experiment, digits: 
     with pytest.raises(ExportError, match=r"no trained winner yet.*kdtune search"):
         export_run(tmp_path, tmp_path / "out", experiment, digits, SUMMARY)
     assert not (tmp_path / "out").exists()
-
-
-# --- the summary
-
-
-def an_epoch(epoch: int, epochs: int, val_accuracy: float) -> EpochRecord:
-    return EpochRecord(epoch, epochs, 1.0, {"cross_entropy": 1.0}, val_accuracy, 1.0, 0.1, 0.5)
-
-
-def a_trial(name: str, accuracies: list[float], epochs: int) -> TrialRecord:
-    said = tuple(an_epoch(k, epochs, accuracy) for k, accuracy in enumerate(accuracies, start=1))
-    return TrialRecord(name, {"distill.alpha.start": 0.5}, said)
-
-
-def a_line(name: str, seed: int, accuracy: float) -> dict[str, Any]:
-    return {"name": name, "seed": seed, "test_accuracy": accuracy, "diverged": False, "epochs": []}
-
-
-@pytest.fixture(scope="session")
-def summary_of(materials: Materials) -> Callable[[Experiment, list[dict[str, Any]]], dict[str, Any]]:
-    best = a_trial("0001", [0.5, 0.75, 0.8], 3)
-    trials = [best, a_trial("0002", [0.4], 3), a_trial("0003", [0.3, 0.2], 2)]
-    retried = [{"trial": "0001", "times": 2, "error": "OSError: No space left (node 10.0.0.3)"}]
-    outcome = {"trial": "0001", "trials": 3, "stopped_early": 1, "seconds": 12.346, "retried": retried}
-    return lambda experiment, lines: summarise(
-        experiment, experiment, lines, materials, Found(trials, best, outcome), CPU
-    )
-
-
-SummaryOf = Callable[[Experiment, list[dict[str, Any]]], dict[str, Any]]
-LINES = [a_line("student alone", 2, 0.25), a_line("best", 2, 0.7), a_line("best", 1, 0.5), a_line("best", 3, 0.9)]
-
-
-def test_a_summary_has_exactly_its_keys(experiment: Experiment, summary_of: SummaryOf, tmp_path: Path) -> None:
-    write_summary(tmp_path, summary_of(experiment, LINES))
-    summary = read_summary(tmp_path)
-    assert summary == summary_of_without_latency(summary, summary_of(experiment, LINES))
-    assert summary.keys() == {"search", "best", "pareto", "results", "latency_on", "classes", "confusion"}
-    told = {"trials", "epochs_run", "epochs_full", "seconds", "stopped_early", "asked", "retried", "rungs"}
-    assert summary["search"].keys() == told
-    assert summary["best"].keys() == {"config", "val_accuracy"}
-    for row in summary["results"]:
-        assert row.keys() == {"name", "model", "test_accuracy", "mean", "std", "parameters", "size_mb", "latency_ms"}
-
-
-def summary_of_without_latency(read: Mapping[str, Any], fresh: dict[str, Any]) -> dict[str, Any]:
-    """`fresh` with the latencies of `read`: they are measured anew each time."""
-    for mine, theirs in zip(fresh["results"], read["results"], strict=True):
-        mine["latency_ms"] = theirs["latency_ms"]
-    return fresh
-
-
-def test_a_summary_counts_trials_and_epochs(experiment: Experiment, summary_of: SummaryOf) -> None:
-    summary = summary_of(experiment, LINES)
-    assert summary["search"] == {
-        "trials": 3,
-        "epochs_run": 3 + 1 + 2,
-        "epochs_full": 3 + 3 + 2,
-        "seconds": 12.346,
-        "stopped_early": 1,
-        "asked": None,
-        "retried": [{"trial": "0001", "times": 2, "error": "OSError: No space left (node 10.0.0.3)"}],
-        # one trial ran on from epoch 1 to its end, which is none to correlate
-        "rungs": [{"epoch": 1, "trials": 2, "spearman": None, "kendall": None, "low": None, "high": None}],
-    }
-    assert summary["latency_on"] == "CPU, one thread"
-    assert summary["best"] == {"config": {"distill.alpha.start": 0.5}, "val_accuracy": 0.8}
-
-
-def test_a_fork_would_have_run_what_its_parent_had_not() -> None:
-    own = tuple(record(epoch, epochs=9) for epoch in (4, 5))
-    assert _planned(TrialRecord("100000", {}, own)) == 6
-    assert _planned(TrialRecord("0000", {}, (record(1, epochs=9),))) == 9
-
-
-def test_a_summary_has_the_results_in_order_with_their_statistics(
-    experiment: Experiment, summary_of: SummaryOf, materials: Materials
-) -> None:
-    teacher, alone, best = summary_of(experiment, LINES)["results"]
-    assert [teacher["name"], alone["name"], best["name"]] == ["teacher", "student alone", "best"]
-    dataset = materials.dataset
-    on_test = evaluate(materials.teachers["teacher"].load(CPU), dataset, dataset.test.images, dataset.test.labels)
-    assert teacher["test_accuracy"] == [on_test.accuracy]
-    assert best["test_accuracy"] == [0.5, 0.7, 0.9]  # by seed
-    assert best["mean"] == pytest.approx(0.7)
-    assert best["std"] == pytest.approx(0.2)  # (0.04 + 0 + 0.04) / (3 - 1), its root
-    assert best["std"] == pytest.approx(statistics.stdev([0.5, 0.7, 0.9]))
-    assert teacher["parameters"] == 8 * 9 + 2 * 8 + 16 * 8 * 9 + 2 * 16 + 16 * 10 + 10
-    assert alone["parameters"] == best["parameters"] == 8 * 9 + 2 * 8 + 8 * 10 + 10
-
-
-def test_one_seed_has_no_standard_deviation(experiment: Experiment, summary_of: SummaryOf, tmp_path: Path) -> None:
-    write_summary(tmp_path, summary_of(experiment, LINES))
-    teacher, alone, best = read_summary(tmp_path)["results"]
-    assert (teacher["std"], alone["std"]) == (None, None)
-    assert alone["mean"] == 0.25
-    assert best["std"] is not None
-    assert '"std": null' in (tmp_path / "summary.json").read_text()
-
-
-def test_latency_is_a_positive_number_of_milliseconds_and_leaves_the_threads_alone(network: nn.Module) -> None:
-    torch.set_num_threads(2)
-    try:
-        assert 0 < latency_ms(network, (1, 8, 8)) < 1000
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(1)
-
-
-def test_every_result_has_a_latency(experiment: Experiment, summary_of: SummaryOf) -> None:
-    assert all(row["latency_ms"] > 0 for row in summary_of(experiment, LINES)["results"])
-
-
-def test_a_run_without_a_summary_says_that_it_has_not_finished(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="has not finished"):
-        read_summary(tmp_path)

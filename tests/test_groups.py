@@ -99,6 +99,7 @@ def test_two_workers_have_the_learning_curve_of_one(group: Group, experiment: Ex
     tested, by_one = trial.test(), alone.test()
     assert (tested.predictions == by_one.predictions).double().mean() > 0.98
     assert tested.accuracy == pytest.approx(by_one.accuracy, abs=0.02)
+    assert (tested.confidences - by_one.confidences).abs().mean() < 0.02
 
 
 def test_what_a_group_saves_one_worker_takes_up_and_the_other_way_round(

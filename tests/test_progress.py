@@ -16,7 +16,7 @@ from kdtune.cli.progress import (
     headline,
     short_config,
 )
-from kdtune.cli.results import results_table, verdict
+from kdtune.cli.results import results_table
 from kdtune.search.board import Board, Row
 
 ROWS = {
@@ -70,23 +70,6 @@ def test_durations_are_told_in_the_largest_units_that_fit() -> None:
 
 def test_before_the_first_result_nothing_is_promised() -> None:
     assert headline(Board(trials=9, epochs=25)) == "0/9 done, 0 running, 0 stopped early, no result yet"
-
-
-def test_the_verdict_weighs_the_gain_against_the_spread_over_seeds() -> None:
-    def told(best: float, seeds: int = 5, std: float | None = 0.01) -> str:
-        rows = [
-            {"name": name, "mean": mean, "std": std, "test_accuracy": [mean] * seeds}
-            for name, mean in (("student alone", 0.8), ("best", best))
-        ]
-        return verdict({"results": rows})
-
-    assert told(0.83) == (
-        "The best student is +3.00 points against the student alone: a clear gain (3.0 standard deviations, 5 seeds)."
-    )
-    assert "within the noise" in told(0.81)
-    assert "a clear loss" in told(0.7)
-    assert "cannot tell a gain from chance" in told(0.9, seeds=2)
-    assert "cannot tell a gain from chance" in told(0.9, seeds=1, std=None)
 
 
 def test_a_row_named_like_markup_is_shown_as_it_is() -> None:

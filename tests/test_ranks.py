@@ -146,6 +146,23 @@ def test_processes_that_share_batches_learn_what_one_process_learns(
             torch.testing.assert_close(state[name], value, rtol=1e-2, atol=1e-3)
 
 
+def test_processes_that_share_the_test_set_all_know_every_answer_and_its_confidence(
+    crew: Crew, materials: Materials
+) -> None:
+    answers, confidences = tested(materials)
+    assert len(confidences) == len(materials.dataset.test.labels)
+    for theirs, sure in crew.run(tested, materials):
+        assert torch.equal(theirs, answers)
+        torch.testing.assert_close(sure, confidences)
+
+
+def tested(materials: Materials) -> tuple[Tensor, Tensor]:
+    """What an untrained student says to the test set: 450 images in parts of 150, or at once."""
+    ranks = joined() if dist.is_initialized() else ALONE
+    found = Bench(materials, CPU, ranks).start(experiment(*PLAIN), seed=3).test()
+    return found.predictions, found.confidences
+
+
 def test_without_synchronised_batch_norm_all_processes_still_have_one_student(crew: Crew, materials: Materials) -> None:
     (records, state), *others = crew.run(curve, experiment(), materials)
     alone, _ = curve(experiment(), materials)

@@ -27,6 +27,7 @@ RECORD = EpochRecord(
     temperature=4.0,
     alpha=0.9,
     feature_weight=0.0,
+    computed=0.125,
 )
 
 
@@ -56,13 +57,13 @@ def test_records_come_back_as_they_were_written(tmp_path: Path) -> None:
     assert trial.val_accuracy == 0.9
 
 
-def test_lines_of_an_earlier_version_say_nothing_of_waiting(tmp_path: Path) -> None:
+def test_lines_of_an_earlier_version_say_nothing_of_waiting_nor_of_what_was_computed_meanwhile(tmp_path: Path) -> None:
     path = tmp_path / "trials.jsonl"
     line = {"trial": "0000", "config": {}, **replace(RECORD, waited=2.5).to_json()}
-    assert line.pop("waited") == 2.5
+    assert (line.pop("waited"), line.pop("computed")) == (2.5, 0.125)
     append_line(path, line)
     ((record,),) = (trial.epochs for trial in read_trials(path))
-    assert record == replace(RECORD, waited=0.0)
+    assert record == replace(RECORD, waited=0.0, computed=None)
 
 
 def test_what_was_not_measured_comes_back_as_none(tmp_path: Path) -> None:

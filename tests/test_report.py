@@ -18,6 +18,7 @@ from kdtune.report import summarise
 from kdtune.trial import Found, Materials
 from tests.conftest import CPU, MakeExperiment
 
+LINES = [{"name": "best", "seed": 1, "test_accuracy": 0.5, "epochs": []}]
 RUNG = {"epoch": 6, "trials": 12, "spearman": 0.81, "kendall": 0.64, "low": 0.42, "high": 0.95}
 
 
@@ -77,7 +78,7 @@ def summary(make_experiment: MakeExperiment, materials: Materials) -> dict[str, 
         a_trial(5, small, 0.99, loss=float("nan")),
     ]
     outcome = {"trial": "0000", "trials": 6, "stopped_early": 1, "seconds": 1.0}
-    return summarise(experiment, experiment, [], materials, Found(trials, trials[0], outcome), CPU)
+    return summarise(experiment, experiment, LINES, materials, Found(trials, trials[0], outcome), CPU)
 
 
 def test_the_pareto_front_has_what_no_trial_beats_in_both_and_the_best_is_the_most_accurate(
@@ -106,7 +107,7 @@ def test_the_summary_tells_how_well_each_rung_foretold_the_end(
     orders = [(0.1, 0.1), (0.2, 0.2), (0.3, 0.4), (0.4, 0.3)]
     trials = [a_trial(k, {}, first, 0.5, last) for k, (first, last) in enumerate(orders)]
     outcome = {"trial": "0002", "trials": 4, "stopped_early": 0, "seconds": 1.0}
-    summary = summarise(experiment, experiment, [], materials, Found(trials, trials[2], outcome), CPU)
+    summary = summarise(experiment, experiment, LINES, materials, Found(trials, trials[2], outcome), CPU)
     (rung,) = summary["search"]["rungs"]
     assert (rung["epoch"], rung["trials"]) == (1, 4)
     assert rung["spearman"] == pytest.approx(0.8)  # 1 - 6 * (1 + 1) / (4 * (16 - 1))

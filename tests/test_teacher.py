@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import json
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -149,10 +150,10 @@ def test_an_interrupted_training_goes_on_where_it_stood(
     make_experiment: MakeExperiment, digits: Dataset, materials: Materials, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(obtaining, "SAVE_EVERY_S", -1.0)  # save after every epoch
-    heard: list[int] = []
+    heard: list[EpochRecord] = []
 
     def interrupt(name: str, record: EpochRecord) -> None:
-        heard.append(record.epoch)
+        heard.append(record)
         if record.epoch == 2:
             raise KeyboardInterrupt
 
@@ -160,8 +161,11 @@ def test_an_interrupted_training_goes_on_where_it_stood(
         obtain(make_experiment(), digits, CPU, interrupt)
     with pytest.raises(TeacherError, match="yet"):
         locate(make_experiment(), digits)
-    teacher = obtain(make_experiment(), digits, CPU, lambda name, record: heard.append(record.epoch))["teacher"]
-    assert heard == [1, 2, 2, 3]  # the second epoch was not saved yet
+    teacher = obtain(make_experiment(), digits, CPU, lambda name, record: heard.append(record))["teacher"]
+    assert [record.epoch for record in heard] == [1, 2, 2, 3]  # the second epoch was not saved yet
+    del heard[1]
+    assert teacher.seconds == pytest.approx(sum(record.seconds for record in heard))
+    assert locate(make_experiment(), digits)["teacher"].seconds == teacher.seconds
     assert same(teacher.load(CPU).state_dict(), materials.teachers["teacher"].load(CPU).state_dict())
     assert teacher.fingerprint == materials.teachers["teacher"].fingerprint
     assert sorted(file.name for file in Path(teacher.folder).iterdir()) == [
@@ -497,6 +501,34 @@ def test_the_fingerprint_changes_with_the_name_a_type_a_shape_and_a_key(trained:
 def test_what_teacher_json_says_is_what_was_obtained(materials: Materials) -> None:
     assert find(Path(materials.teachers["teacher"].folder)) == materials.teachers["teacher"]
     assert isinstance(materials.teachers["teacher"], Teacher)
+
+
+def test_a_teacher_of_an_earlier_version_does_not_say_how_long_it_took(materials: Materials, tmp_path: Path) -> None:
+    known = json.loads((Path(materials.teachers["teacher"].folder) / "teacher.json").read_text())
+    assert known.pop("seconds") > 0
+    (tmp_path / "teacher.json").write_text(json.dumps(known))
+    found = find(tmp_path)
+    assert found is not None
+    assert found.seconds is None
+    assert found == dataclasses.replace(materials.teachers["teacher"], folder=str(tmp_path))
+
+
+def test_a_training_that_an_earlier_version_began_does_not_say_how_long_it_took(
+    make_experiment: MakeExperiment, digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(obtaining, "SAVE_EVERY_S", -1.0)
+
+    def interrupt(name: str, record: EpochRecord) -> None:
+        if record.epoch == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        obtain(make_experiment(), digits, CPU, interrupt)
+    (unfinished,) = Path(make_experiment().storage).glob(".teachers/*/training.pt")
+    state = torch.load(unfinished, weights_only=True)
+    del state["seconds"]
+    torch.save(state, unfinished)
+    assert obtain(make_experiment(), digits, CPU, nobody)["teacher"].seconds is None
 
 
 def test_a_folder_without_teacher_json_holds_no_teacher(tmp_path: Path, trained: Weights) -> None:

@@ -201,13 +201,14 @@ def test_each_generation_is_taught_by_the_one_before_from_new_weights(
     make_experiment: MakeExperiment, digits: Dataset
 ) -> None:
     network = {"model": "cnn-8-16", "train": LARGE["train"], "seed": 5}
-    heard: list[str] = []
+    heard: list[tuple[str, float]] = []
 
     def hear(name: str, record: EpochRecord) -> None:
-        heard.append(name)
+        heard.append((name, record.seconds + record.waited))
 
     two = obtain(make_experiment({"teacher": {**network, "generations": 2}}), digits, CPU, hear)["teacher"]
-    assert list(dict.fromkeys(heard)) == ["teacher, generation 1", "teacher, generation 2"]
+    assert list(dict.fromkeys(name for name, _ in heard)) == ["teacher, generation 1", "teacher, generation 2"]
+    assert two.seconds == pytest.approx(sum(seconds for _, seconds in heard), abs=1e-3)
     one = obtain(make_experiment({"teacher": network}), digits, CPU, refuse)["teacher"]  # the first is kept as well
     by_name = with_teachers(
         make_experiment, {**network, "seed": 6, "taught_by": "first"}, first={**network, "generations": 1}

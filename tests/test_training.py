@@ -367,7 +367,7 @@ def test_evaluate_equals_a_loop_over_single_images(
     chosen = toy.validation if subset else None
     measured = evaluate(TwoOutputs(network) if two else network, toy, toy.images, toy.labels, chosen)
     network.eval()
-    right, loss, predictions = 0, 0.0, []
+    right, loss, predictions, confidences = 0, 0.0, [], []
     numbers = toy.validation.tolist() if subset else range(len(toy.labels))
     for number in numbers:
         pixels = (toy.pixels[number].double() / 255 - toy.mean[0]) / toy.std[0]
@@ -375,10 +375,13 @@ def test_evaluate_equals_a_loop_over_single_images(
         label = int(toy.labels[number])
         predictions.append(max(range(3), key=lambda k: logits[k]))
         right += predictions[-1] == label
-        loss += math.log(sum(math.exp(value) for value in logits)) - logits[label]
+        whole = sum(math.exp(value) for value in logits)
+        confidences.append(math.exp(max(logits)) / whole)
+        loss += math.log(whole) - logits[label]
     assert measured.predictions.tolist() == predictions
     assert measured.accuracy == right / len(predictions)
     assert measured.loss == pytest.approx(loss / len(predictions), rel=1e-5)
+    assert measured.confidences.tolist() == pytest.approx(confidences, rel=1e-5)
 
 
 def test_evaluate_changes_no_weights_and_no_statistics(toy: Dataset) -> None:

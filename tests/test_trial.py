@@ -29,7 +29,7 @@ KINDS: dict[str, tuple[dict[str, object], bool]] = {  # name: (values, alone)
 
 
 def without_seconds(records: list[EpochRecord]) -> list[EpochRecord]:
-    return [dataclasses.replace(record, seconds=0, waited=0) for record in records]
+    return [dataclasses.replace(record, seconds=0, waited=0, computed=None) for record in records]
 
 
 def same(one: nn.Module, other: nn.Module) -> bool:

@@ -44,7 +44,7 @@ def toys(make_experiment: MakeExperiment, toy: Dataset, tmp_path: Path) -> Toys:
 
 
 def without_seconds(records: list[EpochRecord]) -> list[EpochRecord]:
-    return [replace(record, seconds=0, waited=0) for record in records]
+    return [replace(record, seconds=0, waited=0, computed=None) for record in records]
 
 
 def cache_of(materials: Materials) -> LogitCache:
@@ -140,6 +140,18 @@ class Waiting(CrossEntropy):
     def __call__(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
         self.clock.now += 1
         return super().__call__(outputs, batch)
+
+
+def test_what_a_trial_computes_while_it_waits_is_told_apart(lazy: tuple[Experiment, Materials]) -> None:
+    """The first one computes every column, and a second in the same process none; a student alone needs none."""
+    experiment, materials = lazy
+    bench = Bench(materials, CPU)
+    first, second = (list(bench.start(experiment, seed=3).records) for _ in range(2))
+    seals = [cache_of(materials).seal(view) for view in range(experiment.views)]
+    assert [record.computed for record in first] == [pytest.approx(seal.seconds) for seal in seals if seal]
+    assert all((record.computed or 0) <= record.waited + 1e-3 for record in first)
+    assert [record.computed for record in second] == [0.0] * len(first)
+    assert [record.computed for record in bench.start(experiment, seed=3, alone=True).records] == [0.0] * len(first)
 
 
 def test_seconds_before_an_epoch_are_not_seconds_of_the_epoch(toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,6 +109,7 @@ class LogitCache:
         self.teacher = teacher
         self.mended: list[int] = []  # columns that this process found damaged and took away, to be computed again
         self.rows_checked = 0  # by asking the teacher again
+        self.computing_s = 0.0  # seconds that this process has computed columns
         self._columns: dict[int, Column] = {}
         self._sound: set[int] = set()  # columns whose every byte this process has seen to be right
         self._on_device: tuple[int, Column] | None = None
@@ -253,9 +254,9 @@ class LogitCache:
             if self.store.path(column_name(view)) is None:
                 raise
             return  # cleared away by a machine that this one's locks do not reach, and which computes it too
-        seal = Seal(
-            sha256, size, round(time.perf_counter() - began, 3), labels.device.type, f"{platform.node()}:{os.getpid()}"
-        )
+        seconds = round(time.perf_counter() - began, 3)
+        self.computing_s += seconds
+        seal = Seal(sha256, size, seconds, labels.device.type, f"{platform.node()}:{os.getpid()}")
         self.store.write(seal_name(view), json.dumps(asdict(seal)).encode())
         if self.copies is None:  # a copy is looked at even so: it may be an older one
             self._trust(view)

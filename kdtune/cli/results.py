@@ -10,11 +10,12 @@ from rich.text import Text
 
 from kdtune.cli.progress import short_config
 from kdtune.records import ALONE, BEST, DISTILLED
-from kdtune.report import read_summary
+from kdtune.report import read_summary, verdict
 from kdtune.trial import read_run
 from kdtune.tuning.warm import KEPT, former_runs
 
 SHOWN_CHANGES = 3
+WIDE = 104  # columns of a terminal from which on the table shows size and FLOPs too
 SAFE, UNSAFE = 0.7, 0.3  # rank correlations from which on, and below which, an early order is called so
 
 
@@ -22,7 +23,7 @@ def print_results(folder: Path, console: Console) -> None:
     """The results table, and what stands below it."""
     summary = read_summary(folder)
     found = summary["search"]
-    console.print(results_table(summary))
+    console.print(results_table(summary, wide=console.width >= WIDE))
     changes = what_changed(summary)
     for line in (
         verdict(summary),
@@ -123,15 +124,16 @@ def retried(summary: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def results_table(summary: Mapping[str, Any]) -> Table:
+def results_table(summary: Mapping[str, Any], *, wide: bool = True) -> Table:
     """The table of a finished search: one row each for the teacher, the baselines and the best student."""
     table = Table(title="Test accuracy, last epoch, whole training set", title_justify="left", title_style="bold")
     table.add_column("", no_wrap=True)
-    table.add_column("model", overflow="ellipsis", no_wrap=True)
-    for name in ("accuracy", "std", "runs", "parameters", "size", "latency"):
+    table.add_column("model", overflow="ellipsis")  # the first to give way where a terminal is narrow
+    for name in ("accuracy", "std", "runs", "parameters", *(("size", "FLOPs") if wide else ()), "latency"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in summary["results"]:
         style = "bold" if row["name"] in (BEST, DISTILLED) else ""
+        more = (_size(row["size_mb"]), _count(row["flops"]) if "flops" in row else "")  # earlier versions: no FLOPs
         table.add_row(
             Text(row["name"]),  # not as markup: names may hold brackets
             row["model"],
@@ -139,7 +141,7 @@ def results_table(summary: Mapping[str, Any]) -> Table:
             "" if row["std"] is None else f"{row['std']:.2%}",
             str(len(row["test_accuracy"])),
             f"{row['parameters']:,}",
-            _size(row["size_mb"]),
+            *(more if wide else ()),
             f"{row['latency_ms']:.2f} ms",
             style=style,
         )
@@ -150,23 +152,9 @@ def _size(megabytes: float) -> str:
     return f"{megabytes:,.1f} MB" if megabytes >= 1 else f"{megabytes * 1000:.1f} kB"
 
 
-def verdict(summary: Mapping[str, Any]) -> str:
-    """One sentence: what the best student gains over the student alone, against the spread over seeds."""
-    rows = {row["name"]: row for row in summary["results"]}
-    name = BEST if BEST in rows else DISTILLED
-    best, alone = rows[name], rows.get(ALONE)
-    if alone is None:
-        return f"The {name} student reaches {best['mean']:.2%} on the test set."
-    gain = best["mean"] - alone["mean"]
-    spread = max(row["std"] or 0.0 for row in (best, alone))
-    runs = len(best["test_accuracy"])
-    if runs < 3 or not spread:
-        return (
-            f"The {name} student is {gain * 100:+.2f} points against the student alone; "
-            f"{runs} run{'s' * (runs > 1)} of each cannot tell a gain from chance (final.seeds)."
-        )
-    word = "a clear gain" if gain > 2 * spread else "a clear loss" if gain < -2 * spread else "within the noise"
-    return (
-        f"The {name} student is {gain * 100:+.2f} points against the student alone: {word} "
-        f"({abs(gain) / spread:.1f} standard deviations, {runs} seeds)."
-    )
+def _count(operations: float) -> str:
+    """In thousands, millions, billions (10^9), as GFLOPs are counted."""
+    for unit, size in (("G", 1e9), ("M", 1e6)):
+        if operations >= size:
+            return f"{operations / size:,.1f} {unit}"
+    return f"{operations / 1e3:,.1f} k"

@@ -7,10 +7,10 @@ A model takes images [B, C, H, W] and gives logits [B, classes]. `name` is one o
     mlp, cnn, resnet, preactivation, resnext, densenet, vgg, mobile, torchvision_resnet    the networks
     foreign          timm's models, and functions of your own
     taps, probe      feature maps; a model tried with one image
-    costs            parameters, bytes, milliseconds an image
+    costs            parameters, bytes, operations and milliseconds an image
 """
 
-from kdtune.models.costs import cost_of, costs, latency_ms
+from kdtune.models.costs import cost_of, costs, flops, latency_ms
 from kdtune.models.parts import ImageShape
 from kdtune.models.probe import check_model, stages, tap_shapes
 from kdtune.models.taps import Tapped, stages_of
@@ -25,6 +25,7 @@ __all__ = [
     "cost_of",
     "costs",
     "count_parameters",
+    "flops",
     "latency_ms",
     "options_of",
     "rebuild_model",

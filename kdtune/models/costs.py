@@ -1,4 +1,4 @@
-"""What a network costs whoever runs it: parameters, bytes, milliseconds for one image.
+"""What a network costs whoever runs it: parameters, bytes, operations and milliseconds for one image.
 
 costs(network, dataset.shape)                                  # all of them, of a network in eval mode
 cost_of(experiment, dataset.shape, classes, device)            # what the search weighs against accuracy, or None
@@ -6,6 +6,7 @@ cost_of(experiment, dataset.shape, classes, device)            # what the search
 
 import statistics
 import time
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,12 +18,17 @@ from kdtune.models.zoo import count_parameters, rebuild_model
 LATENCY_RUNS, LATENCY_WARMUP = 100, 20
 
 
-def costs(network: nn.Module, shape: ImageShape) -> dict[str, float]:
+def costs(network: nn.Module, shape: ImageShape) -> dict[str, Any]:
+    """`size_mb` are those of the weights; `latency_ms` is the median, `latency_range_ms` 25th and 75th percentile."""
     stored = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
+    times = latencies_ms(network, shape)
+    low, _, high = statistics.quantiles(times, n=4, method="inclusive")
     return {
         "parameters": count_parameters(network),
         "size_mb": round(stored / 1e6, 4),
-        "latency_ms": round(latency_ms(network, shape), 4),
+        "flops": flops(network, shape),
+        "latency_ms": round(statistics.median(times), 4),
+        "latency_range_ms": [round(low, 4), round(high, 4)],
     }
 
 
@@ -41,11 +47,33 @@ def cost_of(experiment: Experiment, shape: ImageShape, classes: int, device: tor
     return round(latency_ms(network.to(device).eval(), shape), 4)
 
 
-@torch.inference_mode()
+@torch.no_grad()
+def flops(network: nn.Module, shape: ImageShape) -> int:
+    """Floating-point operations of convolutions and matrix products for one image (C, H, W), attention's included.
+
+    A multiply-add counts 2: papers that count it as 1 (He et al. 2016; torchvision's tables) have half as many.
+    """
+    from torch.utils.flop_counter import FlopCounterMode  # half a second of imports
+
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one operator for a whole layer, which the counter does not know
+    try:
+        with FlopCounterMode(display=False) as counter:
+            network(_image(network, shape))
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+    return int(counter.get_total_flops())
+
+
 def latency_ms(network: nn.Module, shape: ImageShape) -> float:
-    """Median milliseconds for one image (C, H, W), batch 1, float32, where the network lies; one thread on a CPU."""
-    device = next(network.parameters()).device
-    image = torch.zeros((1, *shape), device=device)
+    """The median of `latencies_ms`."""
+    return statistics.median(latencies_ms(network, shape))
+
+
+@torch.inference_mode()
+def latencies_ms(network: nn.Module, shape: ImageShape) -> list[float]:
+    """Milliseconds for one image (C, H, W) at a time, float32, where the network lies; one thread on a CPU."""
+    image = _image(network, shape)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -53,9 +81,14 @@ def latency_ms(network: nn.Module, shape: ImageShape) -> float:
         for _ in range(LATENCY_WARMUP + LATENCY_RUNS):
             began = time.perf_counter()
             network(image)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            times.append(time.perf_counter() - began)
+            if image.device.type == "cuda":
+                torch.cuda.synchronize(image.device)
+            times.append((time.perf_counter() - began) * 1000)
     finally:
         torch.set_num_threads(threads)
-    return statistics.median(times[LATENCY_WARMUP:]) * 1000
+    return times[LATENCY_WARMUP:]
+
+
+def _image(network: nn.Module, shape: ImageShape) -> torch.Tensor:
+    """A black one, [1, C, H, W]."""
+    return torch.zeros((1, *shape), device=next(network.parameters()).device)

@@ -6,31 +6,35 @@
      "best": {"config", "val_accuracy"},
      "pareto": [{"trial", "config", "model", "val_accuracy", "cost", "parameters", "size_mb", "latency_ms"}, ...],
      "results": [{"name", "model", "test_accuracy": [one a seed], "mean", "std",
-                  "parameters", "size_mb", "latency_ms"}, ...], "latency_on": a device,
-     "classes": [...], "confusion": {"student alone": [[...]], "best": [[...]]}}
+                  "parameters", "size_mb", "flops", "latency_ms", "latency_range_ms": [25%, 75%],
+                  "paired": {"against", "difference", "low", "high", "p_value", "seeds"}, "agreement"}, ...],
+     "latency_on": a device, "classes": [...], "confusion": {"student alone": [[...]], "best": [[...]]},
+     "calibration": {name of a row: {"ece", "bins": [{"low", "high", "count", "confidence", "accuracy"}, ...]}},
+     "time": {"teacher", "cache", "training", "waiting", "final"}, "verdict": a sentence}
 
-Accuracies are fractions in 0..1; std is the sample's (n - 1), null for a single run. Confusion matrices count test
-images over all seeds, label by answer; a data set of many classes has none. `rungs` say how well the order of trials at
-an epoch foretold that at the end. The best is the most accurate trial, also where a second objective is set; `pareto`
-then has the trials that ran in full and that no other beats in both, from the cheapest, and is empty otherwise. Their
-costs are measured here, each architecture once, and not taken from the trials, which shared their machine.
+Accuracies are fractions in 0..1; std is the sample's (n - 1), null for a single run. `paired` tests a student against
+the student alone (`verdict.py`), null where they have fewer than two seeds in common. `agreement` is the share of test
+images, mean over seeds, that a student answers as the teacher does that it learned from (a student alone: as the
+winner's); null of a teacher, and where none is kept. Confusion matrices count test images over all seeds, label by
+answer; a data set of many classes has none. `calibration` and `time`: see there. `rungs` say how well the order of
+trials at an epoch foretold that at the end. The best is the most accurate trial, also where a second objective is set;
+`pareto` then has the trials that ran in full and that no other beats in both, from the cheapest, with what they cost,
+and is empty otherwise. Costs are measured here, each architecture once: trials shared their machine.
 """
 
 import json
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from kdtune.data import Dataset
 from kdtune.errors import RunError
-from kdtune.experiment import Experiment, Student, row, with_values
-from kdtune.models import costs, rebuild_model
+from kdtune.experiment import Experiment, row, with_values
 from kdtune.records import ALONE, BEST, DISTILLED, TEACHER, TEXTBOOK_KD, TrialRecord, write_text
-from kdtune.teacher import Teacher
-from kdtune.training import evaluate
+from kdtune.report.rows import Costs, Row, student_row, teacher_row
+from kdtune.report.times import time_spent
+from kdtune.report.verdict import verdict
 from kdtune.trial import Found, Materials
 from kdtune.tuning.fidelity import fidelity
 from kdtune.tuning.pareto import pareto_front
@@ -50,32 +54,53 @@ def summarise(
     `lines` are those of final.jsonl; `found` is None where nothing was searched.
     """
     dataset = materials.dataset.to(device)
-    own = winner.teacher_name
-    named = sorted(materials.teachers, key=lambda name: name != own)
-    results = [
-        _teacher_row(TEACHER if name == own else f"{TEACHER} {name}", materials.teachers[name], dataset)
-        for name in named
-    ]
-    changed = {name: row(experiment, changes)[0] for name, changes in experiment.final.rows.items()}
-    costs_of = _Costs(dataset)
-    for name in dict.fromkeys([ALONE, TEXTBOOK_KD, *changed, DISTILLED, BEST]):
-        by_seed = {line["seed"]: line for line in lines if line["name"] == name}
-        if by_seed:
-            student = changed.get(name, winner).student
-            accuracies = [by_seed[seed]["test_accuracy"] for seed in sorted(by_seed)]
-            results.append(_result(name, student.model, accuracies, costs_of(student)))
-    return {
+    costs_of = Costs(dataset)
+    rows = _rows(experiment, winner, lines, materials, costs_of)
+    summary = {
         "search": _search(experiment, lines, found),
         "best": {
             "config": dict(found.best.config) if found else {},
             "val_accuracy": found.best.val_accuracy if found else None,
         },
         "pareto": _pareto(experiment, found, costs_of) if found else [],
-        "results": results,
+        "results": [one.result for one in rows],
         "latency_on": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU, one thread",
         "classes": list(dataset.classes),
         "confusion": _confusion(lines),
+        "calibration": {one.result["name"]: one.calibration for one in rows if one.calibration},
+        "time": time_spent(materials, found, lines),
     }
+    return {**summary, "verdict": verdict(summary)}
+
+
+def _rows(
+    experiment: Experiment,
+    winner: Experiment,
+    lines: Sequence[Mapping[str, Any]],
+    materials: Materials,
+    costs_of: Costs,
+) -> list[Row]:
+    """Teachers, the winner's first; then the baselines, the rows of the file, and the winner."""
+    own, dataset = winner.teacher_name, costs_of.dataset
+    rows, answers = [], {}
+    for name in sorted(materials.teachers, key=lambda name: name != own):
+        shown = TEACHER if name == own else f"{TEACHER} {name}"
+        one, answers[name] = teacher_row(shown, materials.teachers[name], dataset)
+        rows.append(one)
+    changed = {name: row(experiment, changes) for name, changes in experiment.final.rows.items()}
+    alone = _runs(lines, ALONE)
+    for name in dict.fromkeys([ALONE, TEXTBOOK_KD, *changed, DISTILLED, BEST]):
+        runs = _runs(lines, name)
+        if runs:
+            trained, without = changed.get(name, (winner, False))
+            taught = answers.get(own if without else trained.teacher_name)  # none of peers
+            rows.append(student_row(name, runs, alone, trained.student, costs_of, taught))
+    return rows
+
+
+def _runs(lines: Sequence[Mapping[str, Any]], name: str) -> list[Mapping[str, Any]]:
+    """Of a row, one a seed."""
+    return list({line["seed"]: line for line in lines if line["name"] == name}.values())
 
 
 def _planned(trial: TrialRecord) -> int:
@@ -118,35 +143,10 @@ def _confusion(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _teacher_row(name: str, teacher: Teacher, dataset: Dataset) -> dict[str, Any]:
-    network = teacher.load(dataset.labels.device)
-    on_test = evaluate(network, dataset, dataset.test.images, dataset.test.labels)
-    found = _result(name, teacher.model, [on_test.accuracy], costs(network, dataset.shape))
-    if not teacher.trained_here:
-        found["note"] = "brought along: it may have been trained on validation images"
-    return found
-
-
-class _Costs:
-    """What students cost, each architecture measured once, where the data set lies."""
-
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
-        self.known: dict[str, dict[str, Any]] = {}
-
-    def __call__(self, student: Student) -> dict[str, Any]:
-        key = student.model_dump_json()
-        if key not in self.known:
-            shape, classes = self.dataset.shape, len(self.dataset.classes)
-            network = rebuild_model(student.model, shape, classes, student.options)
-            self.known[key] = costs(network.to(self.dataset.labels.device).eval(), shape)
-        return self.known[key]
-
-
 COST = {"parameters": "parameters", "latency": "latency_ms"}  # of each second objective
 
 
-def _pareto(experiment: Experiment, found: Found, costs_of: _Costs) -> list[dict[str, Any]]:
+def _pareto(experiment: Experiment, found: Found, costs_of: Costs) -> list[dict[str, Any]]:
     """The front of the trials that ran in full, from the cheapest on; none without a second objective."""
     second = experiment.search.second_objective
     if second is None:
@@ -181,14 +181,3 @@ def read_summary(folder: Path) -> dict[str, Any]:
             f"{folder} has no summary.json: its search has not finished. The same `kdtune search` takes it up again"
         ) from None
     return summary
-
-
-def _result(name: str, model: str, accuracies: Sequence[float], cost: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "name": name,
-        "model": model,
-        "test_accuracy": list(accuracies),
-        "mean": statistics.fmean(accuracies),
-        "std": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
-        **cost,
-    }

@@ -23,6 +23,7 @@ from kdtune.data import Dataset
 from kdtune.errors import RunError
 from kdtune.experiment import Experiment, row, textbook
 from kdtune.records import ALONE, BEST, DISTILLED, TEXTBOOK_KD, append_line, mend, read_lines, write_bytes
+from kdtune.report import in_bins, packed
 from kdtune.search.board import last_error
 from kdtune.search.crew import Crew
 from kdtune.search.notice import OF_A_MACHINE, draining
@@ -94,8 +95,7 @@ class FinalWorker:
             "name": job.name,
             "seed": job.seed,
             "made_of": job.made_of,
-            "test_accuracy": tested.accuracy,
-            "confusion": _confusion(tested, ray.get(self.materials).dataset),
+            **_on_test(tested, ray.get(self.materials).dataset),
             "diverged": trial.history[-1].diverged,
             "lost": lost,  # how often workers or this process were
             "error": LOST if lost else "",  # the last time
@@ -111,6 +111,16 @@ class FinalWorker:
 def state_file(folder: Path, job: Job) -> Path:
     """Of a run that has not ended; the name as it is, since `a b` and `a-b` may be two rows."""
     return folder / f"{job.name}-{job.seed}-{job.made_of}.pt"
+
+
+def _on_test(tested: Tested, dataset: Dataset) -> dict[str, Any]:
+    """What is kept of a student's answers to the test set."""
+    return {
+        "test_accuracy": tested.accuracy,
+        "answers": packed(tested.predictions),
+        "calibration": in_bins(tested.confidences, tested.predictions == dataset.test.labels),
+        "confusion": _confusion(tested, dataset),
+    }
 
 
 def _confusion(tested: Tested, dataset: Dataset) -> list[list[int]] | None:

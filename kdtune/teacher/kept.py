@@ -41,6 +41,8 @@ class Teacher:
     depth: int = 0  # 1 if it was trained here on labels, one more than its own teacher if it is an assistant
     options: Mapping[str, Any] = field(default_factory=dict)  # whatever the model takes
     members: tuple["Teacher", ...] = ()  # of an ensemble
+    # of training it here, generations before it included; not known of what an earlier version has kept
+    seconds: float | None = field(default=None, compare=False)
     # teacher.safetensors itself, to travel to nodes that do not see the folder: uint8, so that Ray's object store
     # hands all processes of a node the same memory
     content: np.ndarray[Any, np.dtype[np.uint8]] | None = field(default=None, compare=False, repr=False)
@@ -122,7 +124,14 @@ def find(folder: Path) -> Teacher | None:
 
 
 def keep(
-    network: nn.Module, name: str, options: Mapping[str, Any], dataset: Dataset, folder: Path, *, depth: int
+    network: nn.Module,
+    name: str,
+    options: Mapping[str, Any],
+    dataset: Dataset,
+    folder: Path,
+    *,
+    depth: int,
+    seconds: float | None = None,
 ) -> Teacher:
     """Measures a network on the validation images and keeps it; a `depth` of 0 is a network brought along."""
     weights = weights_of(network)
@@ -137,6 +146,7 @@ def keep(
         trained_here=depth > 0,
         depth=depth,
         options=dict(options),
+        seconds=seconds,
     )
     return _describe(teacher)
 

@@ -119,8 +119,11 @@ def _train(
     network = build_model(config.model, dataset.shape, len(dataset.classes), config.options)
     state = new_state(network, config.train, device)
     unfinished = folder / "training.pt"
+    seconds: float | None = 0.0
     if unfinished.exists():
-        state.load_state_dict(from_bytes(unfinished.read_bytes(), device))
+        before = from_bytes(unfinished.read_bytes(), device)
+        state.load_state_dict(before)
+        seconds = before.get("seconds")  # earlier versions did not say
     saved = time.monotonic()
     known = dataset if config.labels == "kept" else dataset.with_all_labels()
     last = config.stop_at or config.train.epochs
@@ -140,10 +143,11 @@ def _train(
         on_epoch(record)
         if record.diverged:
             raise diverged(config, record)
+        seconds = None if seconds is None else seconds + record.seconds
         if state.epoch < last and time.monotonic() - saved > SAVE_EVERY_S:
-            write_bytes(unfinished, to_bytes(state.state_dict()))
+            write_bytes(unfinished, to_bytes({**state.state_dict(), "seconds": seconds}))
             saved = time.monotonic()
-    teacher = keep(network, config.model, config.options, dataset, folder, depth=1)
+    teacher = keep(network, config.model, config.options, dataset, folder, depth=1, seconds=seconds)
     unfinished.unlink(missing_ok=True)
     return teacher
 

@@ -59,6 +59,7 @@ class Bench:
     def start(self, experiment: Experiment, *, seed: int, alone: bool = False, whole: bool = False) -> Trial:
         """A trial of the experiment's `distill` section; `alone` without a teacher, `whole` as `distill` says."""
         dataset, device = self.dataset, self.device
+        cache: LogitCache | None = None
         if experiment.views > self.materials.columns:  # more than the disk holds: every student sees as many
             data = experiment.data.model_copy(update={"views": self.materials.columns})
             experiment = experiment.model_copy(update={"data": data})
@@ -67,8 +68,8 @@ class Bench:
         elif experiment.own_teacher.peers:
             student = peer_student(experiment, dataset, seed, device)
         elif experiment.distill.feature_weight.is_zero:
-            answers = Cached(self.cache(experiment))
-            student = logit_student(experiment, dataset, answers, seed, device)
+            cache = self.cache(experiment)
+            student = logit_student(experiment, dataset, Cached(cache), seed, device)
         else:
             student = feature_student(experiment, dataset, self.tapped_teacher(experiment), seed, device)
-        return Trial(student, experiment, dataset, seed=seed, whole=whole, alone=alone, ranks=self.ranks)
+        return Trial(student, experiment, dataset, seed=seed, whole=whole, alone=alone, ranks=self.ranks, cache=cache)

@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import safetensors.torch
 from torch import Tensor
 
+from kdtune.cache import LogitCache
 from kdtune.data import Dataset
 from kdtune.distill import Student, distill
 from kdtune.experiment import Experiment
@@ -36,10 +37,13 @@ class Trial:
         whole: bool = False,
         alone: bool = False,
         ranks: Ranks = ALONE,
+        cache: LogitCache | None = None,
     ) -> None:
+        """`cache` is where the student finds its teacher's answers, or computes what is missing."""
         self.student = student
         self.dataset = dataset
         self.ranks = ranks
+        self.cache = cache
         self.history: list[EpochRecord] = []
         self._again = partial(distill, student, experiment, dataset, seed=seed, whole=whole, alone=alone, ranks=ranks)
         self.records = self._records()
@@ -47,9 +51,14 @@ class Trial:
     def _records(self) -> Generator[EpochRecord, None, None]:
         if self.history and self.history[-1].last:  # diverged trials end before their last epoch
             return
+        computing = self._computing_s()
         for record in self._again():
-            self.history.append(record)
-            yield record
+            before, computing = computing, self._computing_s()
+            self.history.append(replace(record, computed=computing - before))
+            yield self.history[-1]
+
+    def _computing_s(self) -> float:
+        return 0.0 if self.cache is None else self.cache.computing_s
 
     def state(self) -> bytes:
         """All that is needed to go on after the last record."""
@@ -86,7 +95,8 @@ class Trial:
         """On the test set, which is read once. All ranks call it."""
         test, network = self.dataset.test, self.student.network
         found = evaluate(network, self.dataset, test.images, test.labels, ranks=self.ranks)
-        return Tested(found.accuracy, found.predictions.cpu(), safetensors.torch.save(weights_of(network)))
+        weights = safetensors.torch.save(weights_of(network))
+        return Tested(found.accuracy, found.predictions.cpu(), found.confidences.cpu(), weights)
 
 
 @dataclass(frozen=True)
@@ -95,4 +105,5 @@ class Tested:
 
     accuracy: float
     predictions: Tensor  # [N] int64, on the CPU: it goes to processes without a GPU
+    confidences: Tensor  # [N] float32, likewise: probabilities of the predictions
     weights: bytes  # safetensors

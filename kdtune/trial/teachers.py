@@ -7,8 +7,9 @@ students do not see, and never from the validation images. Mirzadeh et al. 2020,
 Teacher Assistant"; with its own size over generations it is Furlanello et al. 2018, "Born-Again Neural Networks".
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -159,12 +160,13 @@ class _Teachers:
     def _generations(self, name: str, config: Section) -> Teacher:
         """The network, or the last of those that teach each other, each from new weights."""
         above = self.known[config.taught_by] if config.taught_by else None
+        made: list[Teacher] = []
         for k in range(config.generations):
             label = name if config.generations == 1 else f"{name}, generation {k + 1}"
             one = config.model_copy(update={"seed": config.seed + k, "generations": 1})
             above = self.settle(name, self._one(name, label, one, above, by_itself=k > 0))
-        assert above is not None
-        return above
+            made.append(above)
+        return replace(made[-1], seconds=_sum([teacher.seconds for teacher in made]))
 
     def _one(self, name: str, label: str, config: Section, above: Teacher | None, *, by_itself: bool) -> Plan:
         data, dataset, device = self.experiment.data, self.dataset, self.device
@@ -174,6 +176,11 @@ class _Teachers:
         experiment = (next_generation if by_itself else assistant)(self.experiment, name)
         folder = self.store / recipe(config, data, dataset, above, experiment.own_teacher.taps)
         return Plan(folder, lambda folder: _train(config, experiment, dataset, device, above, folder, hear))
+
+
+def _sum(seconds: Sequence[float | None]) -> float | None:
+    known = [each for each in seconds if each is not None]
+    return sum(known) if len(known) == len(seconds) else None
 
 
 def _train(
@@ -199,7 +206,8 @@ def _train(
             raise diverged(config, record)
         if record.epoch == config.stop_at:
             break
-    kept = keep(student.network, config.model, config.options, dataset, folder, depth=teacher.depth + 1)
+    depth, seconds = teacher.depth + 1, sum(record.seconds + record.waited for record in trial.history)
+    kept = keep(student.network, config.model, config.options, dataset, folder, depth=depth, seconds=seconds)
     unfinished.unlink(missing_ok=True)
     return kept
 
