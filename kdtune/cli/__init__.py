@@ -14,6 +14,7 @@ import typer
 from kdtune.cli import (
     attach,
     cache,
+    compare,
     export,
     fetch,
     listing,
@@ -45,6 +46,7 @@ app.command("teacher")(teacher.teacher)
 app.add_typer(cache.app, name="cache")
 app.command("export")(export.export)
 app.command("report")(report.report)
+app.command("compare")(compare.compare)
 app.command("list")(listing.list_known)
 app.command("schema")(schema.schema)
 
