@@ -14,6 +14,7 @@ import typer
 from kdtune.cli import (
     attach,
     cache,
+    compare,
     evaluate,
     export,
     fetch,
@@ -49,6 +50,7 @@ app.command("export")(export.export)
 app.command("predict")(predict.predict)
 app.command("evaluate")(evaluate.evaluate)
 app.command("report")(report.report)
+app.command("compare")(compare.compare)
 app.command("list")(listing.list_known)
 app.command("schema")(schema.schema)
 

@@ -8,9 +8,10 @@ times.py          where the time went
 run.py            a run folder as pandas frames; reading.py reads its JSON lines
 page.py           report.html: sections/ say what, figures/ draw it, templates/ are what it looks like
 importance.py     which hyperparameters matter
+compare.py        several runs side by side
 live.py           the page, served while a search runs; pictures.py: the figures as PNG files
 
-Pages and frames take plotly and pandas, which whoever wants them imports: nothing here does so for the others.
+Frames and pages take pandas and plotly, which only those import who want them: not this front door.
 """
 
 from kdtune.report.answers import agreement, packed, unpacked

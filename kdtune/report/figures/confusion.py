@@ -62,16 +62,17 @@ def _map(
     colours: np.ndarray, shares: np.ndarray, classes: Sequence[str], trace: dict[str, Any], hover: str, tick: str
 ) -> go.Figure:
     names = [text(name) for name in classes]
-    drawn = figure(x="answer", y="label", height=440, legend=False)
+    drawn = figure(x="answer", y="label", height=480, legend=False)
     numbers = {}
     if len(names) <= MOST_NUMBERS:
         words = [[_short(share, signed=tick[0] == "+") for share in row] for row in shares]
         numbers = {"text": words, "texttemplate": "%{text}", "textfont": {"size": 10}}
     places = list(range(len(names)))
+    bar = {"tickformat": tick, "thickness": 10, "orientation": "h", "x": 0.5, "y": 1.0, "yanchor": "bottom"}
     drawn.add_trace(
         go.Heatmap(
             z=colours, x=places, y=places, customdata=shares, xgap=1, ygap=1, hoverongaps=True,
-            colorbar={"tickformat": tick, "thickness": 10}, **numbers, **trace,
+            colorbar=bar, **numbers, **trace,
             hovertemplate=hover,
         )
     )  # fmt: skip

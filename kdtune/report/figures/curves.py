@@ -43,7 +43,7 @@ def learning_curves(run: Run) -> go.Figure:
         part = epochs[epochs["trial"].isin(of_status["trial"])]
         drawn.add_trace(_lines(part, f"{name} ({(run.trials['status'] == status).sum():,})", colour, 1.2))
         if mark is not None:
-            drawn.add_trace(_ends(part, f"{name}: its end", mark))
+            drawn.add_trace(_ends(part, name, mark))
     best = epochs[epochs["trial"] == run.best]
     if not best.empty:
         drawn.add_trace(_lines(best, f"best (trial {text(run.best)})", VERMILION, 3))
@@ -79,14 +79,16 @@ def _lines(part: pd.DataFrame, name: str, colour: str, width: float) -> go.Scatt
 
 
 def _ends(part: pd.DataFrame, name: str, mark: str) -> go.Scatter:
-    last = part.drop_duplicates("trial", keep="last")
-    last = last.assign(value=last["value"].fillna(0.0))
+    """Where each curve ends; of one that diverged, its last value that is a number."""
+    seen = part.assign(value=part.groupby("trial", sort=False)["value"].ffill().fillna(0.0))
+    last = seen.drop_duplicates("trial", keep="last")
     return go.Scatter(
         x=last["epoch"].to_numpy(dtype=float),
         y=last["value"].to_numpy(dtype=float),
         customdata=last["trial"].to_numpy(dtype=object),
         mode="markers",
         name=name,
+        showlegend=False,
         marker={"symbol": mark, "size": 7, "color": GREY, "line": {"width": 1.5, "color": GREY}},
-        hovertemplate=f"trial %{{customdata}}, {name} at epoch %{{x}}: %{{y:.2%}}<extra></extra>",
+        hovertemplate=f"trial %{{customdata}} {name} at epoch %{{x}}: %{{y:.2%}}<extra></extra>",
     )

@@ -51,7 +51,16 @@ def figure(*, x: str, y: str, height: int = 380, legend: bool = True) -> go.Figu
         "plot_bgcolor": GROUND,
         "margin": {"l": 12, "r": 12, "t": 12, "b": 12},
         "showlegend": legend,
-        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "bgcolor": "rgba(0,0,0,0)"},
+        "legend": {
+            "orientation": "h",
+            "xref": "container",
+            "x": 0,
+            "y": 1.02,
+            "yanchor": "bottom",
+            "itemwidth": 30,
+            "bgcolor": "rgba(0,0,0,0)",
+            "font": {"size": 12},
+        },
         "hoverlabel": {"bgcolor": GROUND, "bordercolor": LINES, "font": {"color": INK, "family": FONT}},
         "dragmode": "zoom",
         "uirevision": "kept",  # what a reader has zoomed to stays when a live page is drawn again

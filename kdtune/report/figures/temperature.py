@@ -8,6 +8,7 @@ from kdtune.report.figures.style import (
     BLUE,
     GROUND,
     INK,
+    MIDDLE,
     MOST_POINTS,
     SEQUENTIAL,
     VERMILION,
@@ -35,7 +36,7 @@ def accuracy_by_temperature(run: Run) -> go.Figure:
     drawn = figure(x="temperature in the first epoch", y="validation accuracy in full")
     drawn.update_yaxes(tickformat=".0%")
     _wide(drawn, "xaxis", points["temperature"])
-    for measured, name, symbol in ((False, "foretold: stopped early", "circle-open"), (True, "ran in full", "circle")):
+    for measured, name, symbol in ((False, "foretold", "circle-open"), (True, "ran in full", "circle")):
         part = points[(points["measured"] == measured) & ~points["best"]]
         if not part.empty:
             drawn.add_trace(_scatter(part, part["temperature"], part["value"], name, BLUE, symbol, 9))
@@ -50,13 +51,16 @@ def temperature_alpha_map(run: Run) -> go.Figure:
     drawn = figure(x="temperature in the first epoch", y="alpha in the first epoch")
     _wide(drawn, "xaxis", points["temperature"])
     low, high = _colour_range(points["value"])
-    for measured, name, symbol in ((False, "foretold: stopped early", "diamond"), (True, "ran in full", "circle")):
+    for measured, name, symbol in ((False, "foretold", "diamond"), (True, "ran in full", "circle")):
         part = points[points["measured"] == measured]
         if part.empty:
             continue
         trace = _scatter(part, part["temperature"], part["alpha"], name, INK, symbol, 10)
         trace.marker.update(color=part["value"].to_numpy(), coloraxis="coloraxis", line={"width": 0.6, "color": INK})
+        trace.showlegend = False  # a mark of many colours has none in a legend
         drawn.add_trace(trace)
+        key = {"color": MIDDLE, "symbol": symbol, "size": 10, "line": {"width": 0.6, "color": INK}}
+        drawn.add_trace(go.Scatter(x=[None], y=[None], mode="markers", name=name, marker=key))
     best = points[points["best"]]
     ring = _scatter(best, best["temperature"], best["alpha"], "best", VERMILION, "circle-open", 17)
     ring.marker.line.width = 2.5

@@ -4,35 +4,31 @@ from collections.abc import Mapping
 
 import plotly.graph_objects as go
 
-from kdtune.report.figures.style import BLUE, GREEN, GREY, OCHRE, VERMILION, figure
+from kdtune.report.figures.style import BLUE, figure
 
-PARTS = {  # key of summary.json's `time` -> what it is, colour
-    "teacher": ("teacher: training", GREEN),
-    "cache": ("cache: the teacher's answers", OCHRE),
-    "training": ("trials: training and validation", BLUE),
-    "waiting": ("trials: waiting for answers", GREY),
-    "final": ("final stage", VERMILION),
+PARTS = {  # key of summary.json's `time` -> what it is
+    "teacher": "teacher: training",
+    "cache": "cache: the teacher's answers",
+    "training": "trials: training, validation",
+    "waiting": "trials: waiting for answers",
+    "final": "final stage",
 }
 
 
 def time_spent(time: Mapping[str, float | None]) -> go.Figure:
-    """One bar, a part for each that is known."""
-    drawn = figure(x="seconds of work", y="", height=190)
-    total = sum(seconds for seconds in time.values() if seconds) or 1.0
-    for name, (label, colour) in PARTS.items():
-        seconds = time.get(name)
-        if seconds is None:
-            continue
-        drawn.add_trace(
-            go.Bar(
-                x=[seconds],
-                y=[""],
-                orientation="h",
-                name=label,
-                marker={"color": colour},
-                hovertemplate=f"{label}: {seconds:,.1f} s, {seconds / total:.0%}<extra></extra>",
-            )
+    """A bar for each part that is known."""
+    known = [(label, seconds) for name, label in reversed(PARTS.items()) if (seconds := time.get(name)) is not None]
+    total = sum(seconds for _, seconds in known) or 1.0
+    drawn = figure(x="seconds of work", y="", height=80 + 34 * len(known), legend=False)
+    drawn.add_trace(
+        go.Bar(
+            x=[seconds for _, seconds in known],
+            y=[label for label, _ in known],
+            text=[f"{seconds / total:.0%}" for _, seconds in known],
+            textposition="auto",
+            orientation="h",
+            marker={"color": BLUE},
+            hovertemplate="%{y}: %{x:,.1f} s, %{text}<extra></extra>",
         )
-    drawn.update_layout(barmode="stack")
-    drawn.update_yaxes(showticklabels=False, ticks="")
+    )
     return drawn

@@ -216,7 +216,7 @@ def time(run: Run) -> Section | None:
     total = sum(seconds for seconds in told.values() if seconds)
     parts = [
         (label, told.get(name), None if told.get(name) is None or not total else (told.get(name) or 0.0) / total)
-        for name, (label, _) in PARTS.items()
+        for name, label in PARTS.items()
     ]
     searched = (run.summary or {}).get("search", {})
     wall = f" The search took {duration(searched['seconds'])} by the clock." if searched.get("trials") else ""
