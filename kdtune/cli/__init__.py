@@ -16,6 +16,7 @@ from kdtune.cli import (
     cache,
     export,
     fetch,
+    init,
     listing,
     logs,
     plan,
@@ -37,6 +38,7 @@ app = typer.Typer(
     help="Searches temperature, alpha, feature weight and schedules of knowledge distillation.",
 )
 app.command("search")(search.search)
+app.command("init")(init.init)
 app.command("plan")(plan.plan)
 for command in (attach.attach, status.status, logs.logs, stop.stop, fetch.fetch):
     app.command()(command)
