@@ -14,6 +14,7 @@ import typer
 from kdtune.cli import (
     attach,
     cache,
+    doctor,
     export,
     fetch,
     init,
@@ -39,6 +40,7 @@ app = typer.Typer(
 )
 app.command("search")(search.search)
 app.command("init")(init.init)
+app.command("doctor")(doctor.doctor)
 app.command("plan")(plan.plan)
 for command in (attach.attach, status.status, logs.logs, stop.stop, fetch.fetch):
     app.command()(command)
