@@ -82,6 +82,7 @@ def test_optuna_loads_states_values_curves_and_what_was_tried(run: Run, tmp_path
     assert study.best_value == 0.9
     assert study.trials[1].intermediate_values == {1: 0.3, 2: 0.6, 3: 0.9}
     assert study.trials[2].intermediate_values == {1: 0.1}
+    assert study.trials[2].value == 0.1  # as Optuna itself does: dashboards show it
     assert study.trials[1].user_attrs["config"] == DECAYS
 
 

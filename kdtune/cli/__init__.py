@@ -15,9 +15,11 @@ from kdtune.cli import (
     attach,
     cache,
     compare,
+    doctor,
     evaluate,
     export,
     fetch,
+    init,
     listing,
     logs,
     plan,
@@ -40,6 +42,8 @@ app = typer.Typer(
     help="Searches temperature, alpha, feature weight and schedules of knowledge distillation.",
 )
 app.command("search")(search.search)
+app.command("init")(init.init)
+app.command("doctor")(doctor.doctor)
 app.command("plan")(plan.plan)
 for command in (attach.attach, status.status, logs.logs, stop.stop, fetch.fetch):
     app.command()(command)

@@ -100,7 +100,7 @@ def _trials(run: Run) -> Iterator["FrozenTrial"]:
         config = run.configs[trial]
         sample = encoded(parameters, config)
         state = TrialState[STATES[row["status"]]]
-        values = _values(run, row) if state == TrialState.COMPLETE else None
+        values = _values(run, row) if state in (TrialState.COMPLETE, TrialState.PRUNED) else None
         if state == TrialState.COMPLETE and values is None:  # its cost is not known
             state = TrialState.FAIL
         made = create_trial(
