@@ -172,7 +172,7 @@ def test_thinning_keeps_the_best_the_winner_and_some_of_the_others(run: Run) -> 
     ],
 )
 def test_a_searched_value_has_a_number(value: object, number: float) -> None:
-    assert number_of(value) == number  # type: ignore[arg-type]  # whatever YAML holds
+    assert number_of(value) == number
 
 
 def test_words_have_none() -> None:

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
@@ -45,9 +46,10 @@ def opened(browser: Browser) -> Iterator[Open]:
     """`opened(address, width=400, scheme="dark")`: the page, drawn."""
     contexts = []
 
-    def open_page(address: str, *, width: int = 1600, scheme: str = "light", offline: bool = True) -> Opened:
-        dark = "dark" if scheme == "dark" else "light"
-        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=dark, offline=offline)
+    def open_page(
+        address: str, *, width: int = 1600, scheme: Literal["light", "dark"] = "light", offline: bool = True
+    ) -> Opened:
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=offline)
         contexts.append(context)
         found = Opened(context.new_page())
         found.page.on("console", lambda said: found.said.append(said.text) if said.type == "error" else None)

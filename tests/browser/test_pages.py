@@ -82,7 +82,7 @@ def test_axe_finds_nothing_that_keeps_people_out(folder: Path, opened: Open, sch
 def test_tab_reaches_what_it_should_and_keys_zoom(folder: Path, opened: Open) -> None:
     shown = opened((folder / "report.html").as_uri())
     reached = []
-    for _ in range(80):
+    for _ in range(150):
         shown.page.keyboard.press("Tab")
         reached.append(
             shown.page.evaluate(

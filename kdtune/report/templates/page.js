@@ -26,7 +26,12 @@
 
   const drawAll = async (where) => {
     for (const canvas of where.querySelectorAll(".canvas")) {
-      await draw(canvas);
+      try {
+        await draw(canvas);
+      } catch (error) {  // the others are drawn all the same
+        console.error(error);
+        canvas.textContent = "This plot could not be drawn here; the tables have its numbers.";
+      }
       await new Promise((resolve) => setTimeout(resolve));
     }
   };
