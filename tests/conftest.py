@@ -41,6 +41,7 @@ class Answering:
 LEFT_OUT = {
     "faults": "what is killed in the middle of a search (minutes)",
     "hosts": "`ray up` and searches on hosts that the tests make (minutes; Linux, root)",
+    "browser": "pages in Chromium (apt-get install chromium)",
 }
 WITH_RAY = ("test_end_to_end.py", "test_end_to_end_kinds.py")
 

@@ -120,7 +120,7 @@ def _trials(folder: Path, experiment: Experiment, told: Told, *, over: bool) -> 
     status = pd.Series("stopped", index=last.index).mask(last["epoch"] >= last["epochs"], "complete")
     status = status.mask(diverged, "diverged")
     begun = not over and _outcome(folder) is None and (status == "stopped").any()
-    going = _going(folder, experiment) if begun else set()
+    going = _going(folder, experiment, set(last["trial"][status == "stopped"])) if begun else set()
     failed = {str(line["trial"]) for line in read_lines(folder / "errors.jsonl") if not line["times"]}
     status = status.mask(last["trial"].isin(going), "running")
     status = status.mask(last["trial"].isin(failed) & (status == "stopped"), "failed")
@@ -140,10 +140,16 @@ def _trials(folder: Path, experiment: Experiment, told: Told, *, over: bool) -> 
     return frame
 
 
-def _going(folder: Path, experiment: Experiment) -> set[str]:
-    """Trials of a search under way that have not ended: the records and the stopper say which were stopped."""
+def _going(folder: Path, experiment: Experiment, open_: set[str]) -> set[str]:
+    """Trials of a search under way that have not ended: the records and the stopper say which were stopped.
+
+    Where another version has judged otherwise that cannot be told: whatever may still run counts as running.
+    """
     study = make_study(experiment, sampler=Random([], experiment.search.seed))  # which is not asked for anything
-    study.replay(read_lines(folder / "trials.jsonl"))
+    try:
+        study.replay(read_lines(folder / "trials.jsonl"))
+    except RunError:
+        return open_
     return {f"{number:04d}" for number in study.going}
 
 

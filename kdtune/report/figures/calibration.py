@@ -5,7 +5,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from kdtune.report.figures.style import FAINT, figure, row_style, text
+from kdtune.report.figures.style import FAINT, figure, label, row_style, text
 
 
 def reliability(calibration: Mapping[str, Any]) -> go.Figure:
@@ -28,7 +28,7 @@ def reliability(calibration: Mapping[str, Any]) -> go.Figure:
                 y=[each["accuracy"] for each in bins],
                 customdata=[each["count"] for each in bins],
                 mode="lines+markers",
-                name=text(name),
+                name=label(name),
                 line={"color": colour, "width": 1.5},
                 marker={"symbol": symbol, "size": [6 + 12 * (each["count"] / total) ** 0.5 for each in bins]},
                 hovertemplate=f"{text(name)}: %{{customdata:,}} answers, confidence %{{x:.1%}}, right %{{y:.1%}}"

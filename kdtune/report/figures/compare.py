@@ -6,7 +6,19 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from kdtune.report.figures.style import BLUE, GREEN, GREY, MOST_POINTS, OCHRE, PURPLE, TEAL, VERMILION, figure, text
+from kdtune.report.figures.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    MOST_POINTS,
+    OCHRE,
+    PURPLE,
+    TEAL,
+    VERMILION,
+    figure,
+    label,
+    text,
+)
 from kdtune.report.run import Run
 
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, OCHRE, TEAL, GREY)
@@ -27,14 +39,14 @@ def test_accuracies(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
                 y=[names.index(row["name"]) + _beside(place, len(runs)) for row in of_run],
                 customdata=[[text(row["name"]), text(row["model"])] for row in of_run],
                 mode="markers",
-                name=text(run),
+                name=label(run),
                 marker={"color": COLOURS[place % len(COLOURS)], "size": 10, "symbol": place % 20},
                 error_x={"type": "data", "array": [row["std"] or 0.0 for row in of_run]},
                 hovertemplate=f"{text(run)}, %{{customdata[0]}} (%{{customdata[1]}}): %{{x:.2%}}<extra></extra>",
             )
         )
     drawn.update_yaxes(
-        tickvals=list(range(len(names))), ticktext=[text(name) for name in names], autorange="reversed", zeroline=False
+        tickvals=list(range(len(names))), ticktext=[label(name) for name in names], autorange="reversed", zeroline=False
     )
     return drawn
 
@@ -58,7 +70,7 @@ def accuracy_by_epochs(runs: Mapping[str, Run]) -> go.Figure:
                 x=keep + 1,
                 y=best[keep],
                 mode="lines",
-                name=text(name),
+                name=label(name),
                 line={
                     "color": COLOURS[place % len(COLOURS)], "width": 2.5, "shape": "hv",
                     "dash": DASHES[place // len(COLOURS) % len(DASHES)],

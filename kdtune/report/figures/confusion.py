@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from kdtune.report.figures.style import DIVERGING, HIGH, MIDDLE, SAME, figure, text
+from kdtune.report.figures.style import DIVERGING, HIGH, MIDDLE, SAME, figure, label
 
 MOST_NUMBERS = 20  # classes up to which cells have their numbers in them
 ERRORS = [[0.0, SAME], [0.5, MIDDLE], [1.0, HIGH]]  # none has hardly a colour
@@ -61,7 +61,7 @@ def largest_changes(
 def _map(
     colours: np.ndarray, shares: np.ndarray, classes: Sequence[str], trace: dict[str, Any], hover: str, tick: str
 ) -> go.Figure:
-    names = [text(name) for name in classes]
+    names = [label(name) for name in classes]
     drawn = figure(x="answer", y="label", height=480, legend=False)
     numbers = {}
     if len(names) <= MOST_NUMBERS:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from kdtune.report.figures.style import INK, SEQUENTIAL, figure, number_of, span_is_wide, thinned
+from kdtune.report.figures.style import INK, LONGEST_LABEL, SEQUENTIAL, figure, number_of, span_is_wide, thinned
 from kdtune.report.run import Run
 
 MOST_LINES = 1000
@@ -53,7 +53,8 @@ def axis_of(label: str, values: pd.Series) -> dict[str, Any]:
     ends = [-0.5, len(options) - 0.5] if len(options) == 1 else [0, len(options) - 1]
     return {
         "label": label, "values": np.array(places, dtype=float), "tickvals": list(range(len(options))),
-        "ticktext": options, "range": ends,
+        "ticktext": [one if len(one) <= LONGEST_LABEL else f"{one[: LONGEST_LABEL - 1]}…" for one in options],
+        "range": ends,
     }  # fmt: skip
 
 

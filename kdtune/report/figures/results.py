@@ -5,7 +5,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from kdtune.report.figures.style import INK, figure, row_style, text
+from kdtune.report.figures.style import INK, figure, label, row_style
 
 
 def accuracies(results: Sequence[Mapping[str, Any]]) -> go.Figure:
@@ -16,7 +16,7 @@ def accuracies(results: Sequence[Mapping[str, Any]]) -> go.Figure:
     drawn.update_xaxes(tickformat=".1%")
     for row in results:
         colour, symbol = styles[row["name"]]
-        here = text(row["name"])
+        here = label(row["name"])
         drawn.add_trace(
             go.Scatter(
                 x=row["test_accuracy"],
@@ -35,5 +35,5 @@ def accuracies(results: Sequence[Mapping[str, Any]]) -> go.Figure:
                 hovertemplate=f"{here}, mean: %{{x:.2%}}<extra></extra>",
             )
         )
-    drawn.update_yaxes(categoryorder="array", categoryarray=[text(name) for name in names[::-1]])
+    drawn.update_yaxes(categoryorder="array", categoryarray=[label(name) for name in names[::-1]])
     return drawn

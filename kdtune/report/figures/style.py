@@ -34,6 +34,7 @@ ROWS |= dict.fromkeys((BEST, DISTILLED), (VERMILION, "star"))
 OTHERS = ((PURPLE, "triangle-up"), (TEAL, "triangle-down"), (OCHRE, "pentagon"))
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 MOST_CURVES, MOST_POINTS = 200, 2000
+LONGEST_LABEL = 22  # characters
 
 
 def figure(*, x: str, y: str, height: int = 380, legend: bool = True) -> go.Figure:
@@ -73,6 +74,12 @@ def figure(*, x: str, y: str, height: int = 380, legend: bool = True) -> go.Figu
 def text(value: object) -> str:
     """Of a name, for plotly, which reads some tags and entities."""
     return escape(str(value), quote=False)
+
+
+def label(value: object) -> str:
+    """Of a name beside an axis or in a legend, where a long one would leave no room for the plot."""
+    shown = str(value)
+    return text(shown if len(shown) <= LONGEST_LABEL else f"{shown[: LONGEST_LABEL - 1]}…")
 
 
 def row_style(names: Sequence[str]) -> dict[str, tuple[str, str]]:

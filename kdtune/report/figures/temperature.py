@@ -85,7 +85,7 @@ def _points(run: Run) -> pd.DataFrame:
             f"{first:.3g}" if first == end else f"{first:.3g} to {end:.3g} (epoch {epoch})"
             for first, end, epoch in zip(points[name], last, trials["epochs"], strict=True)
         ]
-    points["measured"] = points["spread"].to_numpy() == 0
+    points["measured"] = points["status"] == "complete"
     points["best"] = points["trial"] == run.best
     return points.dropna(subset=["temperature", "alpha"])
 
@@ -94,8 +94,8 @@ def _scatter(
     part: pd.DataFrame, x: pd.Series, y: pd.Series, name: str, colour: str, symbol: str, size: int
 ) -> go.Scatter:
     told = [
-        f"accuracy {value:.2%}" + ("" if spread == 0 else f" foretold, give or take {spread * 100:.1f} points")
-        for value, spread in zip(part["value"], part["spread"], strict=True)
+        f"accuracy {value:.2%}" + ("" if measured else f" foretold, give or take {spread * 100:.1f} points")
+        for value, spread, measured in zip(part["value"], part["spread"], part["measured"], strict=True)
     ]
     about = [part["trial"], part["status"], part["temperature_told"], part["alpha_told"], told]
     return go.Scatter(

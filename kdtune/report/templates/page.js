@@ -26,7 +26,12 @@
 
   const drawAll = async (where) => {
     for (const canvas of where.querySelectorAll(".canvas")) {
-      await draw(canvas);
+      try {
+        await draw(canvas);
+      } catch (error) {  // the others are drawn all the same
+        console.error(error);
+        canvas.textContent = "This plot could not be drawn here; the tables have its numbers.";
+      }
       await new Promise((resolve) => setTimeout(resolve));
     }
   };
@@ -76,10 +81,10 @@
     const sources = new Map([...document.querySelectorAll("main > section")].map((one) => [one.id, one.outerHTML]));
     let tag = document.body.dataset.live;
     const replace = async (text) => {
-      const fresh = new DOMParser().parseFromString(text, "text/html").querySelector("main");
+      const fresh = [...new DOMParser().parseFromString(text, "text/html").querySelector("main").children];
       const main = document.querySelector("main"), focused = document.activeElement?.dataset?.figure;
       let before = null;
-      for (const section of [...fresh.children]) {
+      for (const section of fresh) {
         const source = section.outerHTML, old = document.getElementById(section.id);
         if (!old) main.insertBefore(document.adoptNode(section), before ? before.nextSibling : main.firstChild);
         else if (sources.get(section.id) !== source) {
@@ -93,15 +98,11 @@
           section.querySelectorAll("details").forEach((one, k) => { one.open = opened[k] ?? one.open; });
           section.querySelectorAll(".scroll, .sideways, pre").forEach((one, k) => one.scrollTo(...(scrolled[k] ?? [0, 0])));
         }
+        if (focused) document.querySelector(`.canvas[data-figure="${focused}"]`)?.focus({ preventScroll: true });
         before = document.getElementById(section.id);
         if (sources.get(section.id) !== source) await drawAll(before);
         sources.set(section.id, source);
       }
-      for (const id of [...sources.keys()].filter((id) => !fresh.querySelector(`#${id}`) && !document.getElementById(id)?.matches("main > section[data-kept]"))) {
-        document.getElementById(id)?.remove();
-        sources.delete(id);
-      }
-      if (focused) document.querySelector(`.canvas[data-figure="${focused}"]`)?.focus({ preventScroll: true });
     };
     const ask = async () => {
       try {
