@@ -75,7 +75,6 @@ class Drawing:
 
 
 class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
     server: "Server"
 
     def do_GET(self) -> None:  # the base class's name

@@ -54,7 +54,6 @@ def figure(*, x: str, y: str, height: int = 380, legend: bool = True) -> go.Figu
         "showlegend": legend,
         "legend": {
             "orientation": "h",
-            "xref": "container",
             "x": 0,
             "y": 1.02,
             "yanchor": "bottom",
