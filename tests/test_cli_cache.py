@@ -49,7 +49,9 @@ def shown(capsys: pytest.CaptureFixture[str]) -> Shown:
 @pytest.fixture(autouse=True)
 def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """This machine's own copies are none of these tests' business, and speeds may be rough."""
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path.parent / f"{tmp_path.name}-temporary"))
+    temporary = tmp_path.parent / f"{tmp_path.name}-temporary"
+    temporary.mkdir()  # libraries make folders there as they are imported
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
     monkeypatch.setattr("kdtune.trial.speed.LONG_ENOUGH_S", 0.01)
 
 

@@ -149,14 +149,14 @@ def test_processes_that_share_batches_learn_what_one_process_learns(
 def test_processes_that_share_the_test_set_all_know_every_answer_and_its_confidence(
     crew: Crew, materials: Materials
 ) -> None:
-    answers, confidences = tested(materials)
+    answers, confidences = asked_on_test(materials)
     assert len(confidences) == len(materials.dataset.test.labels)
-    for theirs, sure in crew.run(tested, materials):
+    for theirs, sure in crew.run(asked_on_test, materials):
         assert torch.equal(theirs, answers)
         torch.testing.assert_close(sure, confidences)
 
 
-def tested(materials: Materials) -> tuple[Tensor, Tensor]:
+def asked_on_test(materials: Materials) -> tuple[Tensor, Tensor]:
     """What an untrained student says to the test set: 450 images in parts of 150, or at once."""
     ranks = joined() if dist.is_initialized() else ALONE
     found = Bench(materials, CPU, ranks).start(experiment(*PLAIN), seed=3).test()
