@@ -19,6 +19,7 @@ from kdtune.trial import asked, claim, finished
 from tests.conftest import MakeExperiment
 
 DIGITS = load(default_file())
+SPACE = {"distill.alpha": {"uniform": [0.1, 0.9]}}
 
 
 def record(epoch: int, epochs: int = 4, accuracy: float = 0.5, loss: float = 1.0) -> EpochRecord:
@@ -154,8 +155,7 @@ def test_a_search_that_goes_on_is_not_over_until_its_own_summary_is_there(
     make_experiment: MakeExperiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed between its winner and its summary, it would count as finished with the results before."""
-    space = {"distill.alpha": {"uniform": [0.1, 0.9]}}
-    few, more = (make_experiment({"search.space": space, "search.trials": n}) for n in (3, 9))
+    few, more = (make_experiment({"search.space": SPACE, "search.trials": n}) for n in (3, 9))
     folder = claim(few)
     (folder / "student").mkdir()
     (folder / "final").mkdir()
@@ -169,10 +169,26 @@ def test_a_search_that_goes_on_is_not_over_until_its_own_summary_is_there(
         (folder / "final" / "winner.json").write_text(json.dumps({"asked": asked(more), "trial": "0000"}))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, "check_search", killed)
+    monkeypatch.setattr(run, "tracked", killed)
     with pytest.raises(KeyboardInterrupt):
         run.run_search(more, Lines())
     assert not finished(folder, more)
+
+
+def test_a_finished_search_stays_so_where_its_going_on_is_refused(
+    make_experiment: MakeExperiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = claim(make_experiment({"search.space": SPACE, "search.trials": 3}))
+    (folder / "student").mkdir()
+    (folder / "summary.json").write_text("{}")
+
+    def refused(*given: object, **named: object) -> None:
+        raise RunError("mlflow cannot be used")
+
+    monkeypatch.setattr(run, "check_tracking", refused)
+    with pytest.raises(RunError, match="mlflow cannot be used"):
+        run.run_search(make_experiment({"search.space": SPACE, "search.trials": 9}), Lines())
+    assert (folder / "summary.json").exists()
 
 
 def test_no_two_runs_of_the_final_stage_save_into_the_same_file(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from kdtune.search.tracking import check_tracking, tracked
 from kdtune.trial.run_folder import claim
 from tests.conftest import MakeExperiment
 from tests.experiments import problems_of, raw_with
+from tests.hosts.waiting import wait_until
 from tests.tracking_readers import READERS, Shown
 
 EPOCHS = 3
@@ -214,13 +216,11 @@ def test_a_tool_that_fails_ends_nothing_is_told_of_once_and_hears_later_what_it_
     with tracked(folder, parse(raw_with({"tracking": "mlflow"}))) as told:
         told.trials_run(board)
         append(folder, "0000", 1, 2)
-        while down.asked < 3:
-            time.sleep(0.005)  # until it has been tried again
+        wait_until(lambda: down.asked >= 3, 60, lambda: f"asked {down.asked} times")
         assert len([line for line in caplog.messages if "no route to host" in line]) == 1
         down.up = True
         append(folder, "0000", 3)
-        while ("complete", 0) not in down.got:
-            time.sleep(0.005)
+        wait_until(lambda: ("complete", 0) in down.got, 60, lambda: str(down.got))
     assert down.got == [("0000", 1), ("0000", 2), ("0000", 3), ("complete", 0)]
 
 
@@ -233,6 +233,28 @@ def test_what_a_tool_missed_for_good_is_told_by_the_same_command(
     down.up = True
     tell(folder, "mlflow", {"0000": "stopped"})
     assert down.got == [("0000", 1), ("0000", 2), ("stopped", 0)]
+
+
+def test_a_tool_that_is_slow_holds_a_search_up_for_so_long_and_no_longer(
+    folder: Path, down: type[Down], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each line that it takes is a sign of life."""
+    down.up = True
+    taken = threading.Event()
+    monkeypatch.setattr(down, "epochs", lambda self, run, points: taken.wait(0.05))
+    for name, value in (("LINES", 1), ("LONGEST_END_S", 0.3)):
+        monkeypatch.setattr(tracking, name, value)
+    append(folder, "0000", *range(1, 1000))
+    tell(folder, "mlflow", {})
+    assert "mlflow was not told of everything; the same command goes on with that" in caplog.messages
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_a_row_may_be_named_as_one_likes(folder: Path, tool: str) -> None:
+    append(folder, 'Bob\'s "best": 50% #1?', 1)
+    append(folder, 'Bob\'s "best": 50% #2?', 1)
+    tell(folder, tool, {'Bob\'s "best": 50% #1?': "complete", 'Bob\'s "best": 50% #2?': "complete"})
+    assert [epochs_of(shown) for shown in READERS[tool](folder).values()] == [[(1, 0.1)], [(1, 0.1)]]
 
 
 @pytest.mark.parametrize(("tool", "module"), [("mlflow", "mlflow.tracking"), ("wandb", "wandb")])

@@ -24,7 +24,7 @@ from kdtune.search.placing import Slots
 from kdtune.search.session import LOCAL, session
 from kdtune.search.sharing import check_seen, leave_link, on_cluster
 from kdtune.search.states import states_of
-from kdtune.search.tracking import Tracking, check_tracking, tracked
+from kdtune.search.tracking import STATE, Tracking, check_tracking, tracked
 from kdtune.search.trials import check_search, run_trials
 from kdtune.storage import Mirror, folder_of
 from kdtune.training import default_device
@@ -78,8 +78,9 @@ def run_search(experiment: Experiment, watch: Watcher, address: str = LOCAL) -> 
             leave_link(folder)
         if finished(folder, experiment):
             watch.already_finished(folder)
-            with tracked(folder, experiment) as tracking:  # what was added to its tools, or had failed, hears of it now
-                tracking.trials_are_over()
+            if (folder / STATE).exists():  # what was added to its tools, or had failed, hears of it now
+                with tracked(folder, experiment) as tracking:
+                    tracking.trials_are_over()
         else:
             _Search(folder, mirror, experiment, watch, address).run()
     return folder
@@ -96,7 +97,6 @@ class _Search:
     address: str
 
     def run(self) -> None:
-        (self.folder / "summary.json").unlink(missing_ok=True)  # of a search that goes on: it is not over any more
         with ExitStack() as stack:
             if self.address != LOCAL or searched_assistants(self.experiment):
                 stack.enter_context(session(self.experiment.resources, self.address))  # those that follow find it
@@ -110,6 +110,8 @@ class _Search:
             for name in searched_assistants(experiment):
                 experiment = self._with_assistant(experiment, name)
             materials = self._prepared(self.folder, experiment)
+            # of a search that goes on: it is not over any more, now that nothing refuses it
+            (self.folder / "summary.json").unlink(missing_ok=True)
             with session(experiment.resources, self.address) as slots, tracked(self.folder, experiment) as tracking:
                 found = None
                 if experiment.search.trials:
@@ -192,10 +194,10 @@ class _Search:
 
 def draw(folder: Path) -> None:
     """report.html. A page that cannot be drawn is said, and costs nobody a finished search."""
-    from kdtune.report.page import write_report  # takes a second to import, and only a finished search needs it
-    from kdtune.report.run import load_run
-
     try:
+        from kdtune.report.page import write_report  # takes a second to import, and only a finished search needs it
+        from kdtune.report.run import load_run
+
         write_report(load_run(folder))
     except Exception:  # whatever it is: the results are there, and the same can be tried again
         log.warning("the report of %s was not drawn; `kdtune report %s` tries again", folder, folder, exc_info=True)

@@ -8,9 +8,11 @@ same in every process, and is asked first what it has: no epoch is told twice, w
     tracker.ended(Run("0007", ...), "complete")
 """
 
+import hashlib
 import json
 import logging
 import os
+import re
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -69,6 +71,13 @@ def flat(config: Mapping[str, Any]) -> dict[str, str | float | int | bool]:
         path: value if isinstance(value, str | int | float | bool) else json.dumps(value)
         for path, value in config.items()
     }
+
+
+def _plain(run: Run) -> str:
+    """The name as every tool's ids and queries take it: rows of a table may be named with quotes, or anything."""
+    if re.fullmatch(r"[\w.-]+", run.name, flags=re.ASCII):
+        return run.name
+    return f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', run.name)}-{hashlib.sha256(run.name.encode()).hexdigest()[:8]}"
 
 
 class TensorBoard:
@@ -221,7 +230,7 @@ class MLflow:
 
     def _known(self, run: Run) -> tuple[str, int]:
         if run.name not in self.runs:
-            key = f"{self.place.key}/{run.name}"
+            key = f"{self.place.key}/{_plain(run)}"
             found = self.client.search_runs([self.experiment], f"tags.`{self.KEY}` = '{key}'")
             if found:
                 known = found[0].info.run_id
@@ -279,7 +288,7 @@ class WeightsAndBiases:
             self.open[run.name] = wandb.init(
                 project=os.environ.get("WANDB_PROJECT", self.place.title),
                 group=self.place.title,
-                id=f"{self.place.key}-{run.name}",
+                id=f"{self.place.key}-{_plain(run)}",
                 name=run.name,
                 config=flat(run.config),
                 dir=os.environ.get("WANDB_DIR", str(self.place.folder)),

@@ -36,7 +36,8 @@ EVERY_S = 2.0
 LINES = 100  # told at once
 PAUSE_S = 30.0  # after a tool has failed; twice as long each time
 LONGEST_PAUSE_S = 600.0
-END_S = 20.0  # for what is left when trials are over: a tool that does not answer holds nobody up for longer
+END_S = 20.0  # when trials are over, a tool that takes nothing holds nobody up for longer,
+LONGEST_END_S = 120.0  # and none does for so long
 ENDED = ("complete", "stopped", "diverged", "failed")
 NUMBERS = ("val_accuracy", "val_loss", "loss", "learning_rate", "temperature", "alpha", "feature_weight", "seconds")
 HINTS = {
@@ -112,8 +113,9 @@ class Tracking(threading.Thread):
     def finish(self) -> None:
         self.done.set()
         self.moved = time.monotonic()
+        last = self.moved + LONGEST_END_S
         try:
-            while self.is_alive() and time.monotonic() - self.moved < END_S:
+            while self.is_alive() and time.monotonic() < min(last, self.moved + END_S):
                 self.join(0.1)
         finally:
             self.left = True

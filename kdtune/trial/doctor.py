@@ -226,7 +226,16 @@ def memory(experiment: Experiment, dataset: Dataset, device: torch.device) -> Ch
     workers, share = experiment.resources.workers_per_trial, experiment.resources.gpus_per_worker
     students = {(one.student.model, str(one.student.options)): one for one in configurations(experiment)}
     images = max(2, max(one.train.batch_size for one in students.values()) // workers)
-    needed = max(_step_bytes(one, dataset, images, device) for one in students.values())
+    try:
+        needed = max(_step_bytes(one, dataset, images, device) for one in students.values())
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return Check(
+            "GPU memory",
+            "problem",
+            f"a student's step of {images} images does not fit on this GPU",
+            "lower train.batch_size, or choose a smaller student",
+        )
     told = f"about {_in_words(needed)} for a student's step of {images} images, without a live teacher"
     if device.type != "cuda":
         return Check("GPU memory", "ok", f"{told}; estimated, since this machine has no GPU to measure it on")
