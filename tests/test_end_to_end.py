@@ -5,6 +5,9 @@ One search is carried through all of it, since starting Ray is what costs time h
 
 import json
 import os
+import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 import kdtune
@@ -227,6 +231,44 @@ def test_export_writes_the_student_again_elsewhere(
     assert exit_.value.code in (0, None)
     assert "largest difference" in capsys.readouterr().out
     assert {file.name for file in (tmp_path / "copy").iterdir()} == {"student.safetensors", "config.json", "README.md"}
+
+
+README_PLACES = {"runs/digits": "runs/small", "runs/first": "runs/small", "runs/second": "runs/other"}
+
+
+def readme_commands() -> list[str]:
+    """What the README does with a finished run; figures as files are drawn by Chrome, which not everybody has."""
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    sections = re.findall(
+        r"^## (?:The report|The student as files)$(.*?)(?=^## )", text, flags=re.MULTILINE | re.DOTALL
+    )
+    lines = [line.split("#")[0].strip() for section in sections for line in section.splitlines()]
+    return [line for line in lines if line.startswith("kdtune ") and "--png" not in line]
+
+
+def test_what_the_readme_does_with_a_run_works(
+    stages: Stages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(stages[0].folder, tmp_path / "runs" / "small")
+    shutil.copytree(stages[0].folder, tmp_path / "runs" / "other")
+    test = load_dataset(stages[0].experiment.data).test
+    for k, (image, label) in enumerate(zip(test.pixels[:40], test.labels[:40].tolist(), strict=True)):
+        path = tmp_path / "photographs" / str(label) / f"{k}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[0].numpy()).save(path)
+    shutil.copy(path, tmp_path / "image.png")
+    monkeypatch.chdir(tmp_path)
+    commands = readme_commands()
+    assert len(commands) == 5
+    for command in commands:
+        for written, here in README_PLACES.items():
+            command = command.replace(written, here)
+        with pytest.raises(SystemExit) as exit_:
+            main(shlex.split(command)[1:])
+        assert exit_.value.code in (0, None), f"{command}\n{capsys.readouterr().err}"
+    for made in ("runs/small/report.html", "study.db", "compare.html", "runs/small/student/student.int8.onnx"):
+        assert (tmp_path / made).exists()
+    assert "accuracy" in capsys.readouterr().out
 
 
 def test_no_process_outlives_its_command(stages: Stages) -> None:
