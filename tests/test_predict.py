@@ -161,7 +161,7 @@ def test_what_is_no_image_is_told_and_the_others_are_answered(
     assert [bool(prediction.error) for prediction in found] == [True, True, False, True, True, False]
     assert "nowhere.png" in found[0].error
     assert "cannot identify" in found[3].error
-    assert found[4].error == "no images in this folder"
+    assert found[4].error == f"{tmp_path / 'empty'}: no images in this folder"
     assert found[2].ranked == found[5].ranked
 
 
@@ -322,10 +322,10 @@ def test_a_student_of_somebodys_code_runs_only_when_that_is_allowed(
             assert ("--allow-code" in capsys.readouterr().err) == (code == 2)
 
 
-def test_the_command_line_does_not_wait_for_torch_to_show_its_help() -> None:
+def test_the_command_line_does_not_wait_for_torch_or_tables_to_show_its_help() -> None:
     code = (
         "import sys\nfrom kdtune.cli import main\n"
         "try: main(['predict', '--help'])\n"
-        "except SystemExit: sys.exit(any(m in sys.modules for m in ('torch', 'onnx')))"
+        "except SystemExit: sys.exit(any(m in sys.modules for m in ('torch', 'onnx', 'rich.table')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 0
