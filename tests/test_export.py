@@ -324,6 +324,25 @@ def test_an_export_of_format_2_still_loads(folder: Path, network: nn.Module, dig
     assert (load_student(folder)(digits.test.images) - logits_of(network, digits)).abs().max() <= 1e-6
 
 
+@pytest.mark.parametrize(
+    ("shape", "resize", "warned"),
+    [((3, 48, 48), None, True), ((3, 48, 48), "fit", False), ((3, 32, 32), None, False), ((1, 48, 48), None, False)],
+)
+def test_an_export_that_does_not_say_how_its_images_were_cut_is_warned_of(
+    folder: Path, caplog: pytest.LogCaptureFixture, shape: tuple[int, int, int], resize: str | None, *, warned: bool
+) -> None:
+    """Format 2 did not; students of images on disk, RGB and square, then get others than they were trained on."""
+    weights = build_model("cnn-8", shape, 10).state_dict()
+    safetensors.torch.save_file(weights, folder / "student.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    del config["resize"]
+    config |= {"format": 2, "image_shape": shape, "mean": [0.5] * shape[0], "std": [0.5] * shape[0]}
+    config |= {"fingerprint": fingerprint("cnn-8", weights, {})} | ({"resize": resize} if resize else {})
+    (folder / "config.json").write_text(json.dumps(config))
+    load_student(folder)
+    assert ("export it again" in caplog.text) == warned
+
+
 def test_an_export_of_another_version_is_refused(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "format": 7}))

@@ -361,6 +361,34 @@ def test_the_command_alone_writes_safetensors_and_refuses_other_names(
     assert "no format is named onxx" in why
 
 
+@pytest.mark.parametrize("below", ["", "student"])
+def test_a_file_where_the_folder_should_be_is_named_before_the_data_are_read(
+    tmp_path: Path, digits: Dataset, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, below: str
+) -> None:
+    run, there = a_finished_run(tmp_path / "tiny", digits), tmp_path / "file"
+    there.write_text("mine")
+    monkeypatch.setattr("kdtune.data.load_dataset", lambda *given: pytest.fail("the data were read"))
+    code, _, why = told(run, "--to", there / below, capsys=capsys)
+    assert (code, there.read_text()) == (2, "mine")
+    assert f"{there} is a file, and an export is a folder" in why
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [(None, "has no materials.json"), ("{", "materials.json is damaged"), ("[]", "materials.json is damaged")],
+)
+def test_a_run_that_does_not_say_what_it_is_made_of_is_refused_in_words(
+    tmp_path: Path, digits: Dataset, capsys: pytest.CaptureFixture[str], written: str | None, said: str
+) -> None:
+    run = a_finished_run(tmp_path / "tiny", digits)
+    (run / "materials.json").unlink() if written is None else (run / "materials.json").write_text(written)
+    code, _, why = told(run, capsys=capsys)
+    assert code == 2
+    assert said in why
+    assert "the same `kdtune search` again" in why
+    assert not (run / "student").exists()
+
+
 # --- other families
 
 

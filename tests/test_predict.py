@@ -1,8 +1,12 @@
 """A student's answers to image files, against what PIL, torchvision and the student itself make of them."""
 
+import contextlib
 import json
+import os
+import pickle
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +15,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
+from torch import nn
 from torchvision import transforms
 
 from kdtune.cli import main
 from kdtune.data import Dataset, ImageFiles, Images, prepare
 from kdtune.errors import ExportError
 from kdtune.experiment import Experiment
-from kdtune.export import Opened, Prediction, Wanted, export_student, load_student, open_student, predict
+from kdtune.export import FORMATS, Opened, Prediction, Wanted, export_student, load_student, open_student, predict
 from kdtune.models import build_model
 from tests.conftest import tiny_experiment
 from tests.test_export import a_card, a_student
@@ -140,7 +145,7 @@ def test_a_file_that_was_copied_elsewhere_answers_as_its_folder(
     copy = tmp_path / "mine.torchscript"
     copy.write_bytes((folder / "student.torchscript").read_bytes())
     expected = chances(one(open_student(folder), tmp_path / "a.png"))
-    assert chances(one(open_student(copy), tmp_path / "a.png")) == pytest.approx(expected, abs=1e-6)
+    assert chances(one(open_student(copy, allow_code=True), tmp_path / "a.png")) == pytest.approx(expected, abs=1e-6)
 
 
 def test_what_is_no_image_is_told_and_the_others_are_answered(
@@ -156,7 +161,7 @@ def test_what_is_no_image_is_told_and_the_others_are_answered(
     assert [bool(prediction.error) for prediction in found] == [True, True, False, True, True, False]
     assert "nowhere.png" in found[0].error
     assert "cannot identify" in found[3].error
-    assert found[4].error == "no images in this folder"
+    assert found[4].error == f"{tmp_path / 'empty'}: no images in this folder"
     assert found[2].ranked == found[5].ranked
 
 
@@ -184,14 +189,82 @@ def test_what_is_no_student_is_refused_with_what_to_give(folder: Path, tmp_path:
         tmp_path / "run": r"is no export: .*Did you mean .*student\?",
     }.items():
         with pytest.raises(ExportError, match=said):
-            open_student(path)
+            open_student(path, allow_code=True)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*")
 def test_a_file_of_somebody_else_is_refused(tmp_path: Path) -> None:
     torch.jit.save(torch.jit.script(torch.nn.Identity()), tmp_path / "other.torchscript")
     with pytest.raises(ExportError, match="is no student of kdtune: it does not say what its classes are"):
-        open_student(tmp_path / "other.torchscript")
+        open_student(tmp_path / "other.torchscript", allow_code=True)
+
+
+# --- opening files of strangers
+
+Attack = Callable[[Path, Path], None]  # (file to write, marker): opening the file leaves the marker
+
+
+def pickled_weights(path: Path, marker: Path) -> None:
+    """What torch.export writes for weights that are no plain tensors, and unpickles without asking."""
+
+    class Touch:
+        def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+            return os.system, (f"touch {marker}",)
+
+    whole = path.with_suffix(".whole.pt2")
+    torch.export.save(torch.export.export(nn.Linear(2, 2), (torch.zeros(3, 2),), strict=False), whole)
+    with zipfile.ZipFile(whole) as archive, zipfile.ZipFile(path, "w") as altered:
+        (about,) = (name for name in archive.namelist() if name.endswith("weights_config.json"))
+        config = json.loads(archive.read(about))
+        first = next(iter(config["config"].values()))
+        first["use_pickle"] = True
+        changed = {about: json.dumps(config).encode(), first["path_name"]: pickle.dumps(Touch())}
+        for name in archive.namelist():
+            altered.writestr(name, changed.get(name, changed.get(name.rpartition("/")[2], archive.read(name))))
+
+
+def guards(path: Path, marker: Path) -> None:
+    """Conditions on inputs are in the graph's JSON as Python, which `module()` executes when it is called."""
+    program = torch.export.export(nn.Linear(2, 2), (torch.zeros(3, 2),), strict=False)
+    program._guards_code = [f"__import__('pathlib').Path({str(marker)!r}).touch() is None"]
+    torch.export.save(program, path)
+
+
+class Writes(nn.Module):
+    def __init__(self, marker: str) -> None:
+        super().__init__()
+        self.marker = marker
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        torch.save(images, self.marker)
+        return images
+
+
+def script(path: Path, marker: Path) -> None:
+    torch.jit.save(torch.jit.script(Writes(str(marker))), path)
+
+
+def used(path: Path) -> None:
+    """Opened by its own runtime, by nobody who is careful."""
+    kind = "pt2" if path.suffix == ".pt2" else "torchscript"
+    answers, _ = FORMATS[kind].open(path)
+    answers(torch.zeros(3, 2))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
+@pytest.mark.parametrize(
+    ("name", "attack"),
+    [("pickle.pt2", pickled_weights), ("guards.pt2", guards), ("script.torchscript", script)],
+)
+def test_a_file_that_runs_code_is_not_opened_unless_that_is_allowed(tmp_path: Path, name: str, attack: Attack) -> None:
+    path, marker = tmp_path / name, tmp_path / "marker"
+    attack(path, marker)
+    with pytest.raises(ExportError, match=r"is a program: .*--allow-code"):
+        open_student(path)
+    assert not marker.exists()
+    with contextlib.suppress(Exception):  # nothing is left of the student after some attacks
+        used(path)
+    assert marker.exists(), "no attack: the refusal above shows nothing"
 
 
 # --- the command
@@ -241,18 +314,18 @@ def test_a_student_of_somebodys_code_runs_only_when_that_is_allowed(
     network = build_model("own_nets:net", digits.shape, 10).eval()
     experiment = tiny_experiment(tmp_path, {"student.model": "own_nets:net"})
     export_student(tmp_path / "student", network, experiment, digits, a_card, Wanted(["torchscript"]))
-    for student, more, code in (("student", [], 2), ("student", ["--allow-code"], 0), ("student.torchscript", [], 0)):
-        path = tmp_path / "student" / student if "." in student else tmp_path / student
-        with pytest.raises(SystemExit) as left:
-            main(["predict", str(path), "a.png", *more])
-        assert left.value.code == code, student
-        assert ("--allow-code" in capsys.readouterr().err) == (code == 2)
+    for path in (tmp_path / "student", tmp_path / "student" / "student.torchscript"):
+        for more, code in (([], 2), (["--allow-code"], 0)):
+            with pytest.raises(SystemExit) as left:
+                main(["predict", str(path), "a.png", *more])
+            assert left.value.code == code, path
+            assert ("--allow-code" in capsys.readouterr().err) == (code == 2)
 
 
-def test_the_command_line_does_not_wait_for_torch_to_show_its_help() -> None:
+def test_the_command_line_does_not_wait_for_torch_or_tables_to_show_its_help() -> None:
     code = (
         "import sys\nfrom kdtune.cli import main\n"
         "try: main(['predict', '--help'])\n"
-        "except SystemExit: sys.exit(any(m in sys.modules for m in ('torch', 'onnx')))"
+        "except SystemExit: sys.exit(any(m in sys.modules for m in ('torch', 'onnx', 'rich.table')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 0

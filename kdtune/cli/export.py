@@ -5,8 +5,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kdtune.cli.tables import console, megabytes
-
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -36,9 +34,10 @@ def export(
     The folder is replaced as a whole, or stays as it is where a file does not give the student's answers.
     """
     from kdtune.cli.progress import watcher
+    from kdtune.cli.tables import console
     from kdtune.data import load_dataset
     from kdtune.experiment import with_values
-    from kdtune.export import Wanted, cost_in_words, export_run, images_in_words
+    from kdtune.export import Wanted, check_place, cost_in_words, export_run, images_in_words
     from kdtune.report import read_summary
     from kdtune.trial import check_materials, made_of, read_run
 
@@ -48,6 +47,7 @@ def export(
     experiment = read_run(run)
     summary = read_summary(run)
     target = to or run / "student"
+    check_place(target)
     with watcher() as watch:
         dataset = load_dataset(experiment.data, watch.files_read)
     check_materials(run, made_of(dataset))
@@ -68,6 +68,8 @@ def export(
 
 def _table(files: "Files") -> "Table":
     from rich.table import Table
+
+    from kdtune.cli.tables import megabytes
 
     table = Table("file", "stored as", "size", "largest difference", "latency")
     for column in table.columns[2:]:

@@ -34,7 +34,8 @@ Student = Annotated[
     ),
 ]
 AllowCode = Annotated[
-    bool, typer.Option("--allow-code", help="Call the function that a student of your own code is made by.")
+    bool,
+    typer.Option("--allow-code", help="Open what can run code: a .pt2, a .torchscript, a model of somebody's code."),
 ]
 
 

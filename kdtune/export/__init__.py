@@ -13,7 +13,7 @@ from kdtune.export.measuring import Labelled, Measured, measure, of_dataset, of_
 from kdtune.export.opening import Opened, open_student
 from kdtune.export.predicting import Prediction, predict
 from kdtune.export.student import ExportedStudent, load_student
-from kdtune.export.writing import Wanted, export_run, export_student
+from kdtune.export.writing import Wanted, check_place, export_run, export_student
 
 __all__ = [
     "FORMATS",
@@ -25,6 +25,7 @@ __all__ = [
     "Prediction",
     "Wanted",
     "card",
+    "check_place",
     "cost_in_words",
     "export_run",
     "export_student",

@@ -9,6 +9,11 @@ their classes are (`Description`). In `float16` the kernels and matrices are sto
 float32 when they are used: the answers hardly move and any device can run it. In `int8` (ONNX only) ONNX Runtime's
 dynamic quantisation has every convolution and matrix product done in 8-bit integers: weights in advance, activations
 with a scale that is found anew for each batch. The rest, normalisation and sums, stays in float32.
+
+Files of strangers: .safetensors (of an architecture that is no code of its own) and .onnx are data, and safe to open.
+A .pt2 or .torchscript is a program and is opened with `allow_code` only. torch.export.load unpickles, and compiles
+expressions that the file holds as Python (`guards_code`, sizes); TorchScript runs no Python, but has operations that
+write any file (`torch.save`). No search of such a file for what is dangerous would be complete.
 """
 
 import copy
@@ -221,11 +226,21 @@ class Format:
     open: Callable[[Path], tuple[Answers, str]]
     precisions: tuple[str, ...] = (FLOAT32, FLOAT16)
     packages: tuple[str, ...] = ()  # of the extra `onnx`
+    program: bool = False  # its runtime does what the file says, to the machine too
 
-    def opened(self, path: Path) -> tuple[Answers, str]:
-        """`open`, for files that come from anywhere. Raises ExportError where the runtime cannot read one."""
+    def opened(self, path: Path, *, allow_code: bool = False) -> tuple[Answers, str]:
+        """`open`, for files that come from anywhere.
+
+        Raises ExportError where the runtime cannot read one, and for a program without `allow_code`.
+        """
         if not path.is_file():
             raise ExportError(f"there is no {path}")
+        if self.program and not allow_code:
+            raise ExportError(
+                f"{path} is a program: {self.runtime} does whatever its maker wrote into it, to your files as well. "
+                f"If you trust where it is from, open it with allow_code=True (--allow-code); the export's "
+                f".safetensors and .onnx files need no trust"
+            )
         try:
             return self.open(path)
         except Exception as error:  # each runtime has errors of its own for what is damaged
@@ -240,10 +255,10 @@ class Format:
 
 
 FORMATS = {
-    "pt2": Format(".pt2", "torch.export", _write_pt2, _open_pt2),
+    "pt2": Format(".pt2", "torch.export", _write_pt2, _open_pt2, program=True),
     "onnx": Format(
         ".onnx", "ONNX Runtime", _write_onnx, _open_onnx,
         (FLOAT32, FLOAT16, INT8), ("onnx", "onnxscript", "onnxruntime"),
     ),
-    "torchscript": Format(".torchscript", "torch.jit", _write_torchscript, _open_torchscript),
+    "torchscript": Format(".torchscript", "torch.jit", _write_torchscript, _open_torchscript, program=True),
 }  # fmt: skip

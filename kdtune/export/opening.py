@@ -1,6 +1,6 @@
 """Opening a student for use: an export folder, or any one file of it, wherever that was copied to.
 
-student = open_student(Path("runs/digits/student"))             # or .../student.onnx, student.int8.onnx, student.pt2
+student = open_student(Path("runs/digits/student"))             # or .../student.onnx, student.int8.onnx
 logits = student.answers(images)                                # uint8 [B, C, H, W]
 """
 
@@ -30,7 +30,9 @@ class Opened:
 def open_student(path: Path, *, allow_code: bool = False) -> Opened:
     """The student of a folder or a file; weights run where there is a GPU, other formats on the CPU.
 
-    Raises ExportError where it is no student or damaged, or a package is missing.
+    With `allow_code` also what may run code of its maker's: a .pt2 or .torchscript, a model that is a function of
+    somebody's module; without it nothing is run that the file brings (formats.py says more). Raises ExportError where
+    it is no student, is damaged or needs `allow_code`, or a package is missing.
     """
     if path.is_dir() or path.suffix == ".safetensors":
         device = default_device()
@@ -44,7 +46,7 @@ def open_student(path: Path, *, allow_code: bool = False) -> Opened:
     for one in FORMATS.values():
         if one.suffix == path.suffix:
             one.need()
-            return _in_its_runtime(path, *one.opened(path), one.runtime)
+            return _in_its_runtime(path, *one.opened(path, allow_code=allow_code), one.runtime)
     known = ", ".join(one.suffix for one in FORMATS.values())
     what = f"{path} is no student" if path.exists() else f"there is no {path}"
     raise ExportError(f"{what}; give an export folder such as runs/digits/student, or a file {known}, .safetensors")

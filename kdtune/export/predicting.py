@@ -46,7 +46,7 @@ def _files(path: Path) -> list[Path | Prediction]:
         below = images_below(path)
     except DataError as error:
         return [Prediction(path, error=str(error))]
-    return list(below) or [Prediction(path, error="no images in this folder")]
+    return list(below) or [Prediction(path, error=f"{path}: no images in this folder")]
 
 
 def _prepared(student: Opened, one: Path | Prediction) -> Tensor | Prediction:

@@ -11,6 +11,7 @@ logits = student(images)      # uint8 [B, C, H, W], or floats in 0..1
 """
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,11 +27,14 @@ from kdtune.errors import ExportError, KdtuneError
 from kdtune.models import rebuild_model
 from kdtune.teacher import fingerprint
 
+log = logging.getLogger(__name__)
+
 FORMAT = 3
 READABLE = (2, 3)  # format 2 does not say how its images were prepared, nor how well it was read back
 WEIGHTS = "student.safetensors"
 CONFIG_KEYS = ("format", "model", "options", "fingerprint", "image_shape", "classes", "mean", "std")
 FIT = "fit"
+NEVER_CUT = ((1, 28, 28), (3, 32, 32))  # MNIST's and CIFAR's shapes: images that are not on disk
 
 
 class ExportedStudent(nn.Module):
@@ -117,7 +121,7 @@ def load_student(path: str | Path, *, allow_code: bool = False) -> ExportedStude
         channels, height, width = config["image_shape"]
         if not len(config["mean"]) == len(config["std"]) == channels:
             raise ValueError(f"mean and std are not of {channels} channels")
-        resize = config.get("resize", FIT)
+        resize = config["resize"] if "resize" in config else _not_told(folder, (channels, height, width))
         if resize not in RESIZES:
             raise ValueError(f"resize is {resize!r}, known are {', '.join(RESIZES)}")
         network = rebuild_model(config["model"], (channels, height, width), len(config["classes"]), config["options"])
@@ -127,6 +131,20 @@ def load_student(path: str | Path, *, allow_code: bool = False) -> ExportedStude
     except (TypeError, ValueError, RuntimeError, KdtuneError) as error:
         raise ExportError(f"{folder} is damaged: config.json and {name} do not fit: {error}") from error
     return student.eval().requires_grad_(requires_grad=False)
+
+
+def _not_told(folder: Path, shape: tuple[int, int, int]) -> str:
+    """How image files are prepared for an export of format 2, with a warning where its training images may have been
+    cut otherwise: those on disk were, and these are RGB and square."""
+    channels, height, width = shape
+    if channels == 3 and height == width and shape not in NEVER_CUT:
+        log.warning(
+            "%s does not say how its training images were prepared. If they were ImageNet's or random crops "
+            "(data.augment), image files are prepared otherwise now, and answers are worse: export it again "
+            "(kdtune export RUN)",
+            folder,
+        )
+    return FIT
 
 
 def _read(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -73,6 +73,15 @@ class Wanted:
 PLAIN = Wanted()
 
 
+def check_place(folder: Path) -> None:
+    """Raises ExportError where an export cannot become `folder`: a file is there or above, or another folder."""
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise ExportError(f"{nearest} is a file, and an export is a folder; choose another (--to FOLDER)")
+    if nearest == folder and any(folder.iterdir()) and not _is_export(folder):
+        raise ExportError(f"{folder} exists and is no export of kdtune; choose another folder")
+
+
 def export_student(
     folder: Path,
     network: nn.Module,
@@ -90,8 +99,7 @@ def export_student(
     ExportError where a file does not reproduce the student on images of the data set, or a package is missing.
     """
     wanted.check()
-    if folder.exists() and any(folder.iterdir()) and not _is_export(folder):
-        raise ExportError(f"{folder} exists and is no export of kdtune; choose another folder")
+    check_place(folder)
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)

@@ -127,8 +127,22 @@ def columns_of(folder: Path) -> int | None:
 
 
 def check_materials(folder: Path, found: Mapping[str, object]) -> None:
-    """Raises RunError that names what differs from `materials.json`: files were replaced under the same path."""
-    known = json.loads((folder / "materials.json").read_text())
+    """Raises RunError that names what differs from `materials.json` (files were replaced under the same path), or
+    where that cannot be read."""
+    path = folder / "materials.json"
+    try:
+        known = json.loads(path.read_text())
+        if not isinstance(known, dict):
+            raise ValueError("it is no mapping")
+    except FileNotFoundError:
+        raise RunError(
+            f"{folder} has no materials.json, which says what data it was trained on; copy the whole run folder, or "
+            f"give the same `kdtune search` again, which writes it"
+        ) from None
+    except ValueError as error:
+        raise RunError(
+            f"{path} is damaged ({error}); remove it and give the same `kdtune search` again, which writes it"
+        ) from error
     differ = [name for name, value in found.items() if known.get(name) != value]
     if differ:
         raise RunError(
