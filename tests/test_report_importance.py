@@ -3,12 +3,13 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.inspection import permutation_importance
 from sklearn.linear_model import LinearRegression
 
 from kdtune.report import importance as room
-from kdtune.report.importance import importance, shuffled
+from kdtune.report.importance import codes, importance, shuffled
 from kdtune.report.run import load_run
 from tests.example_run import write_run
 from tests.pages import long_run
@@ -41,6 +42,11 @@ def test_shuffling_is_scikit_learn_s() -> None:
     assert score == pytest.approx(model.score(*held))
     np.testing.assert_allclose(drops.mean(axis=0), reference.importances_mean, atol=0.08)
     np.testing.assert_allclose(drops.std(axis=0), reference.importances_std, atol=0.05)
+
+
+def test_options_that_are_inactive_in_some_trials_have_no_number_there() -> None:
+    np.testing.assert_array_equal(codes(pd.Series(["hint", None, "attention", "hint"])), [1, np.nan, 0, 1])
+    np.testing.assert_array_equal(codes(pd.Series([None, "one", 2.0], dtype=object)), [np.nan, 1, 0])
 
 
 def test_few_trials_are_said_to_be_too_few(tmp_path: Path) -> None:

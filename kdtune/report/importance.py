@@ -73,7 +73,9 @@ def codes(values: pd.Series) -> Any:  # a numpy array
     numbers = np.array([number_of(value) for value in values])
     if np.isfinite(numbers[~missing]).all():
         return numbers
-    return np.where(missing, np.nan, np.unique(values.astype(str), return_inverse=True)[1].astype(float))
+    found = np.full(len(values), np.nan)
+    found[~missing] = np.unique(values[~missing].astype(str), return_inverse=True)[1]
+    return found
 
 
 def _drops(features: Any, accuracy: Any) -> tuple[Any, list[float]]:  # numpy arrays
