@@ -1,5 +1,6 @@
 """report.html: what it says is what summary.json says, whatever the run and whatever its names."""
 
+import json
 import logging
 from collections.abc import Callable
 from html import unescape
@@ -119,6 +120,16 @@ def test_a_run_with_no_trial_yet_and_one_with_a_single_trial(tmp_path: Path) -> 
     text = render(load_run(tmp_path))
     assert "1 trials are too few" in text
     assert "Trials do not differ in temperature or alpha" in text
+
+
+def test_a_run_under_way_whose_trials_have_all_diverged_has_a_page_and_no_best(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, finished=False)
+    lines = [json.loads(line) for line in (folder / "trials.jsonl").read_text().splitlines()]
+    diverged = [line | {"loss": None, "val_accuracy": None} for line in lines if line["epoch"] == 1]
+    (folder / "trials.jsonl").write_text("".join(json.dumps(line) + "\n" for line in diverged))
+    run = load_run(folder)
+    assert run.best is None
+    assert "8 of 8 trials begun, 8 epochs; 0 of them ran in full" in render(run)
 
 
 def test_a_long_search_is_thinned_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

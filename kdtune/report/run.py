@@ -63,8 +63,8 @@ class Run:
         outcome = _outcome(self.folder)
         if outcome is not None and outcome["trial"] in self.configs:
             return str(outcome["trial"])
-        full = self.trials["epochs"] >= self.trials["planned"]
-        sound = self.trials[self.trials["status"] != "diverged"].assign(full=full)
+        trials = self.trials.assign(full=self.trials["epochs"] >= self.trials["planned"])
+        sound = trials[trials["status"] != "diverged"]
         order = sound.sort_values(["full", "val_accuracy"], ascending=False, kind="stable")
         return None if order.empty else str(order["trial"].iloc[0])
 
