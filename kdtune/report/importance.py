@@ -7,8 +7,9 @@
 A random forest learns the accuracy of trials from their values; importance is by how much its R^2 on *held-out* trials
 drops when the values of one path are shuffled among them (permutation importance, Breiman 2001; Fisher, Rudin &
 Dominici 2019). Five-fold cross-validation, repeated; residuals of all folds are weighed against the variance of all
-trials, since that of one fold may be none. The interval is that of the drops over folds and shuffles. Of a trial that was stopped early the accuracy is the one that its curve foretells. A forest that explains nothing has no
-importances to tell.
+trials, since that of one fold may be none. The interval is that of the drops over folds and shuffles. Of a trial that
+was stopped early the accuracy is the one that its curve foretells. A forest that explains nothing has no importances
+to tell.
 """
 
 from dataclasses import dataclass
@@ -94,7 +95,8 @@ def _drops(features: Any, accuracy: Any) -> tuple[Any, float]:  # numpy arrays
 
 def shuffled(model: Any, features: Any, values: Any, shuffles: int, source: np.random.Generator) -> tuple[float, Any]:
     """Mean squared error of a fitted model on features [N, P] and values [N], and by how much it rises, [shuffles, P],
-    when a column is shuffled. As `sklearn.inspection.permutation_importance`, but with one call of the model, which is most of it.
+    when a column is shuffled. As `sklearn.inspection.permutation_importance`, but with one call of the model, which is
+    most of it.
     """
     rows, paths = features.shape
     tables = np.repeat(features[np.newaxis], 1 + shuffles * paths, axis=0)
