@@ -14,6 +14,7 @@ from kdtune.experiment import dump, parse
 from kdtune.experiment.space import parse as parse_space
 from kdtune.experiment.values import plain
 from kdtune.records import EpochRecord, append_line, read_trials
+from kdtune.report import page
 from kdtune.report.run import load_run
 from kdtune.trial import jobs_of
 from kdtune.tuning.making import make_study
@@ -219,6 +220,30 @@ def test_damaged_records_are_refused_by_name(tmp_path: Path, text: str) -> None:
     (tmp_path / "trials.jsonl").write_text(text)
     with pytest.raises(RunError, match=r"trials\.jsonl.*edited or damaged"):
         load_run(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["summary.json", "final/winner.json", "materials.json"])
+@pytest.mark.parametrize("text", ["nonsense", "[]", ""])
+def test_damaged_files_are_refused_by_name(tmp_path: Path, name: str, text: str) -> None:
+    folder = write_run(tmp_path)
+    (folder / name).write_text(text)
+    with pytest.raises(RunError, match=rf"{name}.*edited or damaged"):
+        page.render(load_run(folder))
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"name": "best", "seed": 1}', '{"seed": 1, "epochs": []}'])
+def test_a_damaged_final_run_is_refused_by_its_line(tmp_path: Path, text: str) -> None:
+    folder = write_run(tmp_path)
+    (folder / "final.jsonl").write_text(text + "\n")
+    with pytest.raises(RunError, match=r"final\.jsonl, line 1 is no run of the final stage: .*edited or damaged"):
+        load_run(folder)
+
+
+def test_a_summary_that_lacks_what_is_read_from_it_is_refused(tmp_path: Path) -> None:
+    folder = write_run(tmp_path)
+    (folder / "summary.json").write_text('{"search": {}}')
+    with pytest.raises(RunError, match=r"summary\.json lacks best, results"):
+        load_run(folder)
 
 
 def test_what_is_no_run_is_refused_saying_what_is(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@
 It may be read while the search is under way: `summary` is None until the run is over.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +19,7 @@ from kdtune.errors import ExperimentError, RunError
 from kdtune.experiment import Experiment, load, with_values
 from kdtune.experiment.chain import searched_assistants
 from kdtune.experiment.space import parse
-from kdtune.records import BEST, DISTILLED, read_lines
+from kdtune.records import BEST, DISTILLED, read_lines, read_object
 from kdtune.report.reading import Told, final_epochs, final_lines, final_runs, read_told
 from kdtune.report.summary import read_summary
 from kdtune.trial import asked, is_of, jobs_of
@@ -63,7 +62,7 @@ class Run:
     def best(self) -> str | None:
         """The trial that won; before there is a winner, the best so far. None where there is no trial."""
         outcome = _outcome(self.folder, self.experiment)
-        if outcome is not None and outcome["trial"] in self.configs:
+        if outcome is not None and outcome.get("trial") in self.configs:
             return str(outcome["trial"])
         trials = self.trials.assign(full=self.trials["epochs"] >= self.trials["planned"])
         sound = trials[trials["status"] != "diverged"]
@@ -178,7 +177,7 @@ def _outcome(folder: Path, experiment: Experiment) -> dict[str, Any] | None:
     path = folder / "final" / "winner.json"
     if not path.is_file():
         return None
-    outcome: dict[str, Any] = json.loads(path.read_text())
+    outcome = read_object(path)
     goal = asked(experiment)
     return outcome if outcome.get("asked", goal) == goal else None  # an earlier version did not say
 
