@@ -8,6 +8,7 @@ JSON lines are the truth, everything else is a view of them. A line is written w
 by a crash is dropped on reading. No epoch of a trial is told twice.
 """
 
+import errno
 import fcntl
 import json
 import math
@@ -120,6 +121,17 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
                 raise RunError(f"{path}, line {number} is not JSON: the file was edited or damaged") from error
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """A file that holds one JSON object. Raises RunError where it is none, FileNotFoundError where it is not there."""
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise RunError(f"{path} is not JSON: the file was edited or damaged") from error
+    if not isinstance(found, dict):
+        raise RunError(f"{path} is no JSON object: the file was edited or damaged")
+    return found
+
+
 def mend(path: Path) -> None:
     """Drops a cut last line, so that what is appended next starts on a line of its own."""
     if not path.exists():
@@ -161,6 +173,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 @contextmanager
 def writing(path: Path) -> Iterator[BinaryIO]:
     """A file to be written: there as a whole once the block has ended, and not at all where it raises."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     # threads, and nodes on one disk, share process ids
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PART}")
     try:

@@ -25,6 +25,7 @@ from kdtune.records import EpochRecord, append_line, write_text
 from kdtune.report.answers import agreement, packed, unpacked
 from kdtune.report.calibration import calibration, in_bins
 from kdtune.report.verdict import paired, verdict
+from kdtune.trial import asked
 
 EPOCHS = 6
 CLASSES = tuple("0123456789")
@@ -144,7 +145,7 @@ def write_run(parent: Path, *, finished: bool = True) -> Path:
 def _finish(folder: Path, experiment: Experiment) -> None:
     winner = with_values(experiment, TRIALS[BEST][0])
     retried = [{"trial": "0004", "times": 1, "error": "OSError: No space left on device (node 10.0.0.3)"}]
-    outcome = {"asked": {"trials": len(TRIALS)}, "trial": f"{BEST:04d}", "trials": len(TRIALS), "stopped_early": 2,
+    outcome = {"asked": asked(experiment), "trial": f"{BEST:04d}", "trials": len(TRIALS), "stopped_early": 2,
                "budget_spent": None, "seconds": 12.5, "retried": retried}  # fmt: skip
     write_text(folder / "final" / "winner.json", json.dumps(outcome, indent=2))
     labels = torch.arange(TEST_IMAGES) % len(CLASSES)

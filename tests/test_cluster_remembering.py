@@ -113,7 +113,8 @@ def run_on(head: FakeHead, files: dict[str, str]) -> Path:
 
 
 WHOLE = {"summary.json": "{}", "student/student.safetensors": "new", "student/config.json": "{}",
-         "final/best.safetensors": "new", "final/0/state": "x", "trials.jsonl": "", "experiment.yaml": "",
+         "final/best.safetensors": "new", "final/winner.json": "{}", "final/0/state": "x", "trials.jsonl": "",
+         "errors.jsonl": "", "experiment.yaml": "",
          "ray/huge": "x"}  # fmt: skip
 
 
@@ -125,10 +126,11 @@ def test_results_replace_older_ones_and_nothing_else_comes_or_goes(head: FakeHea
     (here / "notes.txt").write_text("mine")
     fetch(head, "digits", here)
     assert sorted(path.name for path in here.iterdir()) == [
-        "experiment.yaml", "final", "notes.txt", "student", "summary.json", "trials.jsonl",
+        "errors.jsonl", "experiment.yaml", "final", "notes.txt", "student", "summary.json", "trials.jsonl",
     ]  # fmt: skip
     assert [path.name for path in sorted((here / "student").iterdir())] == ["config.json", "student.safetensors"]
-    assert [path.name for path in (here / "final").iterdir()] == ["best.safetensors"], "kdtune export reads it"
+    kept = {"best.safetensors", "winner.json"}
+    assert {path.name for path in (here / "final").iterdir()} == kept, "kdtune export and report read them"
 
 
 def test_a_run_without_results_changes_nothing_here(head: FakeHead, folder: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from kdtune.cli import app
+from kdtune.cli import app, main
 from kdtune.errors import RunError
 from kdtune.report import page
 from kdtune.report.compare import Compared, write_comparison
@@ -72,6 +72,27 @@ def test_a_run_that_is_not_finished_is_compared_as_far_as_it_is(tmp_path: Path, 
     assert "Mind: Not finished, so without test accuracies: going/example." in told.stdout
     assert "95.00%" in told.stdout
     assert (tmp_path / "compare.html").exists()
+
+
+def test_a_place_that_cannot_be_written_is_told(
+    two: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the comparison, of figures, and of an experiment file."""
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "file").write_text("mine")
+    runs = [str(folder) for folder in two]
+    for arguments, says in (
+        (["compare", *runs, "--to", "{}/taken"], "taken: Is a directory. A folder of that name is there"),
+        (["compare", *runs, "--to", "{}/file/x.html"], "file: File exists. Something of that name is there already"),
+        (["report", runs[0], "--png", "{}/file"], "file: File exists. Something of that name is there already"),
+        (["report", runs[0], "--png", "{}/file/sub"], "file/sub: Not a directory. A file lies where a folder has to"),
+        (["init", "{}/taken", "--yes", "--force"], "taken: Is a directory. A folder of that name is there"),
+    ):
+        with pytest.raises(SystemExit) as exit_:
+            main([argument.format(tmp_path) for argument in arguments])
+        assert exit_.value.code == 2
+        assert says in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_one_run_or_the_same_twice_is_refused(two: tuple[Path, Path]) -> None:

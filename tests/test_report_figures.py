@@ -10,6 +10,7 @@ from kdtune.report.figures.compare import best_so_far
 from kdtune.report.figures.curves import learning_curves
 from kdtune.report.figures.fidelity import rank_correlation
 from kdtune.report.figures.parallel import UNSET, axis_of, parallel_coordinates
+from kdtune.report.figures.results import accuracies
 from kdtune.report.figures.schedules import schedule, values_of
 from kdtune.report.figures.style import DARK, number_of, row_style, thinned
 from kdtune.report.figures.temperature import accuracy_by_temperature, temperature_alpha_map
@@ -138,6 +139,14 @@ def test_rank_correlation_has_its_interval() -> None:
     assert (list(trace.x), list(trace.y)) == ([6], [0.8])
     assert trace.error_y.array[0] == pytest.approx(0.15)
     assert trace.error_y.arrayminus[0] == pytest.approx(0.4)
+
+
+def test_rows_whose_names_begin_alike_have_a_line_each() -> None:
+    names = [f"a row whose name is long, {k}" for k in range(3)]
+    drawn = accuracies([{"name": name, "test_accuracy": [0.8, 0.9], "mean": 0.85} for name in names])
+    assert [list(seeds.y) for seeds in drawn.data[::2]] == [[0, 0], [1, 1], [2, 2]]
+    assert [list(mean.y) for mean in drawn.data[1::2]] == [[0], [1], [2]]
+    assert list(drawn.layout.yaxis.tickvals) == [0, 1, 2]
 
 
 def test_a_time_that_is_not_known_has_no_bar() -> None:

@@ -3,12 +3,13 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.inspection import permutation_importance
 from sklearn.linear_model import LinearRegression
 
 from kdtune.report import importance as room
-from kdtune.report.importance import importance, shuffled
+from kdtune.report.importance import codes, importance, shuffled
 from kdtune.report.run import load_run
 from tests.example_run import write_run
 from tests.pages import long_run
@@ -36,17 +37,37 @@ def test_shuffling_is_scikit_learn_s() -> None:
     values = 3 * features[:, 0] + features[:, 1]
     model = LinearRegression().fit(features[:150], values[:150])
     held = features[150:], values[150:]
-    score, drops = shuffled(model, *held, 400, source)
+    error, rises = shuffled(model, *held, 400, source)
+    drops = rises / held[1].var()
     reference = permutation_importance(model, *held, n_repeats=400, random_state=0)
-    assert score == pytest.approx(model.score(*held))
+    assert 1 - error / held[1].var() == pytest.approx(model.score(*held))
     np.testing.assert_allclose(drops.mean(axis=0), reference.importances_mean, atol=0.08)
     np.testing.assert_allclose(drops.std(axis=0), reference.importances_std, atol=0.05)
+
+
+def test_options_that_are_inactive_in_some_trials_have_no_number_there() -> None:
+    np.testing.assert_array_equal(codes(pd.Series(["hint", None, "attention", "hint"])), [1, np.nan, 0, 1])
+    np.testing.assert_array_equal(codes(pd.Series([None, "one", 2.0], dtype=object)), [np.nan, 1, 0])
 
 
 def test_few_trials_are_said_to_be_too_few(tmp_path: Path) -> None:
     found = importance(load_run(write_run(tmp_path)))
     assert found.paths.empty
     assert found.why == "7 trials are too few to tell hyperparameters apart: it takes 20 that did not diverge"
+
+
+def test_what_is_explained_is_of_all_folds_together_also_where_one_has_equal_accuracies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R^2 of a fold whose accuracies are all the same is minus infinity, or none."""
+    monkeypatch.setattr(room, "TREES", 20)
+    run = load_run(long_run(tmp_path, trials=25))
+    run.foretold["value"] = np.where(np.arange(25) < 2, 0.5, 0.9)  # at most two folds of five have any variance
+    found = importance(run)
+    assert found.explained is not None
+    assert -2 < found.explained <= 1
+    assert found.why is not None
+    assert "nan" not in found.why
 
 
 def test_chance_is_said_to_be_chance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from markupsafe import escape
 
 from kdtune.errors import RunError
 from kdtune.report import live, page
@@ -47,7 +48,8 @@ def test_the_page_follows_the_run(server: Server, folder: Path, monkeypatch: pyt
     assert (status, f"Not finished: 8 of 8 trials begun, {len(lines)} epochs" in text) == (200, True)
     _, _, tag = ask(server, "/content")
     assert tag is not None
-    assert f'data-live="{tag}"' in text
+    assert (tag[0], tag[-1]) == ('"', '"')
+    assert f'data-live="{escape(tag)}"' in text
     assert ask(server, "/content", If_None_Match=tag)[0] == 304
     (folder / "trials.jsonl").write_text("\n".join(lines[:-1]) + "\n")
     status, text, later = ask(server, "/content", If_None_Match=tag)
@@ -69,9 +71,24 @@ def test_what_is_wrong_with_a_run_is_answered(server: Server, folder: Path) -> N
     assert "edited or damaged" in text
 
 
+def test_a_bug_in_drawing_is_answered_and_its_traceback_logged(
+    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*given: object, **settings: object) -> str:
+        raise ZeroDivisionError("of a figure")
+
+    monkeypatch.setattr(live, "render", broken)
+    status, text, _ = ask(server, "/")
+    assert status == 500
+    assert "The report was not drawn" in text
+    assert "of a figure" in caplog.text
+
+
 def test_only_this_machine_s_own_names_and_pages_are_answered(server: Server) -> None:
     assert ask(server, "/", Host="evil.example:80")[0] == 403
+    assert ask(server, "/", Host="[evil")[0] == 403
     assert ask(server, "/", Host=f"localhost:{server.server_address[1]}")[0] == 200
+    assert ask(server, "/", Host="localhost")[0] == 200  # as of port 80
     assert ask(server, "/../experiment.yaml")[0] == 404
 
 

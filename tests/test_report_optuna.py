@@ -2,12 +2,14 @@
 
 import math
 import shutil
+import sqlite3
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from sqlalchemy.exc import OperationalError
 from typer.testing import CliRunner
 
 from kdtune.cli import app
@@ -157,6 +159,22 @@ def test_a_study_that_cannot_be_finished_leaves_nothing(
     with pytest.raises(OSError, match="No space"):
         write_study(run, tmp_path / "s.db")
     assert set(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["a{b}.db", "a?b#c%20.db"])
+def test_a_file_may_have_any_name(run: Run, tmp_path: Path, name: str) -> None:
+    write_study(run, tmp_path / name)
+    (tmp_path / name).rename(tmp_path / "plain.db")
+    assert len(loaded(tmp_path / "plain.db").trials) == 5
+
+
+def test_what_the_database_refuses_is_told(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any, **settings: Any) -> None:
+        raise OperationalError("INSERT", None, sqlite3.OperationalError("database or disk is full"))
+
+    monkeypatch.setattr(optuna.storages.RDBStorage, "create_new_trial", full)
+    with pytest.raises(ExportError, match=r"cannot write its study.*disk is full.*Set TMPDIR"):
+        write_study(run, tmp_path / "s.db")
 
 
 def test_the_command_line_writes_it_and_says_how_to_look_at_it(run: Run, tmp_path: Path) -> None:

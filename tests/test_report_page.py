@@ -1,5 +1,6 @@
 """report.html: what it says is what summary.json says, whatever the run and whatever its names."""
 
+import json
 import logging
 from collections.abc import Callable
 from html import unescape
@@ -12,8 +13,10 @@ from typer.testing import CliRunner
 from kdtune.cli import app
 from kdtune.experiment import dump
 from kdtune.report import importance, page
+from kdtune.report.figures.time import PARTS
 from kdtune.report.page import render, write_report
 from kdtune.report.run import Run, load_run
+from kdtune.report.sections.outcome import time
 from kdtune.search.run import draw
 from tests.example_run import experiment_of, write_run
 from tests.pages import NASTY, UNICODE, Page, long_run, nasty_run, run_of_an_earlier_version, run_without_search
@@ -119,6 +122,33 @@ def test_a_run_with_no_trial_yet_and_one_with_a_single_trial(tmp_path: Path) -> 
     text = render(load_run(tmp_path))
     assert "1 trials are too few" in text
     assert "Trials do not differ in temperature or alpha" in text
+
+
+def test_a_run_under_way_whose_trials_have_all_diverged_has_a_page_and_no_best(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, finished=False)
+    lines = [json.loads(line) for line in (folder / "trials.jsonl").read_text().splitlines()]
+    diverged = [line | {"loss": None, "val_accuracy": None} for line in lines if line["epoch"] == 1]
+    (folder / "trials.jsonl").write_text("".join(json.dumps(line) + "\n" for line in diverged))
+    run = load_run(folder)
+    assert run.best is None
+    assert "8 of 8 trials begun, 8 epochs; 0 of them ran in full" in render(run)
+
+
+def test_final_runs_of_a_version_that_did_not_tell_waiting_from_work_took_their_time_all_the_same(
+    tmp_path: Path,
+) -> None:
+    folder = write_run(tmp_path)
+    lines = [json.loads(line) for line in (folder / "final.jsonl").read_text().splitlines()]
+    for epoch in (epoch for line in lines for epoch in line["epochs"]):
+        del epoch["waited"]
+    (folder / "final.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    summary = json.loads((folder / "summary.json").read_text())
+    del summary["time"]
+    (folder / "summary.json").write_text(json.dumps(summary))
+    told = time(load_run(folder))
+    assert told is not None
+    parts = {label: seconds for label, seconds, _ in told.says["parts"]}
+    assert parts[PARTS["final"]] == pytest.approx(9 * 6 * 0.2)
 
 
 def test_a_long_search_is_thinned_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,9 @@ from kdtune.experiment import dump, parse
 from kdtune.experiment.space import parse as parse_space
 from kdtune.experiment.values import plain
 from kdtune.records import EpochRecord, append_line, read_trials
+from kdtune.report import page
 from kdtune.report.run import load_run
+from kdtune.trial import jobs_of
 from kdtune.tuning.making import make_study
 from kdtune.tuning.samplers import Random
 from tests.example_run import TRIALS, experiment_of, write_run
@@ -86,6 +88,40 @@ def test_of_a_name_and_seed_the_last_run_counts(folder: Path, tmp_path: Path) ->
     append_line(write / "final.jsonl", {"name": "best", "seed": 2, "test_accuracy": 0.5, "epochs": []})
     final = load_run(write).final
     assert list(final[(final["name"] == "best") & (final["seed"] == 2)]["test_accuracy"]) == [0.5]
+
+
+def test_a_search_that_goes_on_has_another_best_and_runs_of_the_earlier_winner_do_not_count(tmp_path: Path) -> None:
+    """More trials are asked for, one of them is better and another one has just begun."""
+    folder = write_run(tmp_path)
+    (folder / "summary.json").unlink()  # as the search does
+    experiment = experiment_of(tmp_path)
+    search = experiment.search.model_copy(update={"trials": 10})
+    more = experiment.model_copy(update={"search": search})
+    (folder / "experiment.yaml").write_text(dump(more))
+    told = [json.loads(line) for line in (folder / "trials.jsonl").read_text().splitlines()]
+    for line in [line for line in told if line["trial"] == "0001"]:
+        append_line(folder / "trials.jsonl", line | {"trial": "0008", "val_accuracy": line["val_accuracy"] + 0.02})
+    append_line(folder / "trials.jsonl", told[0] | {"trial": "0009"})
+    run = load_run(folder)
+    assert run.best == "0008"
+    assert run.trials.set_index("trial").loc["0009", "status"] == "running"
+    assert run.final.empty
+    (job, *_) = jobs_of(more, run.winner)
+    line = {"name": "best", "seed": job.seed, "made_of": job.made_of, "test_accuracy": 0.97, "epochs": []}
+    append_line(folder / "final.jsonl", line)
+    assert list(load_run(folder).final["test_accuracy"]) == [0.97]
+
+
+def test_an_earlier_winner_that_wins_again_has_its_own_runs(tmp_path: Path) -> None:
+    folder = write_run(tmp_path)
+    run = load_run(folder)
+    jobs = [job for job in jobs_of(run.experiment, run.winner) if job.name == "best"]
+    (folder / "final.jsonl").write_text("")
+    for made_of, accuracy in ((jobs[0].made_of, 0.9), ("another", 0.1)):
+        for job in jobs:
+            line = {"name": job.name, "seed": job.seed, "made_of": made_of, "test_accuracy": accuracy, "epochs": []}
+            append_line(folder / "final.jsonl", line)
+    assert list(load_run(folder).final["test_accuracy"]) == [0.9] * 3
 
 
 def test_the_best_is_the_winner_and_before_there_is_one_the_best_so_far(folder: Path, tmp_path: Path) -> None:
@@ -184,6 +220,30 @@ def test_damaged_records_are_refused_by_name(tmp_path: Path, text: str) -> None:
     (tmp_path / "trials.jsonl").write_text(text)
     with pytest.raises(RunError, match=r"trials\.jsonl.*edited or damaged"):
         load_run(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["summary.json", "final/winner.json", "materials.json"])
+@pytest.mark.parametrize("text", ["nonsense", "[]", ""])
+def test_damaged_files_are_refused_by_name(tmp_path: Path, name: str, text: str) -> None:
+    folder = write_run(tmp_path)
+    (folder / name).write_text(text)
+    with pytest.raises(RunError, match=rf"{name}.*edited or damaged"):
+        page.render(load_run(folder))
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"name": "best", "seed": 1}', '{"seed": 1, "epochs": []}'])
+def test_a_damaged_final_run_is_refused_by_its_line(tmp_path: Path, text: str) -> None:
+    folder = write_run(tmp_path)
+    (folder / "final.jsonl").write_text(text + "\n")
+    with pytest.raises(RunError, match=r"final\.jsonl, line 1 is no run of the final stage: .*edited or damaged"):
+        load_run(folder)
+
+
+def test_a_summary_that_lacks_what_is_read_from_it_is_refused(tmp_path: Path) -> None:
+    folder = write_run(tmp_path)
+    (folder / "summary.json").write_text('{"search": {}}')
+    with pytest.raises(RunError, match=r"summary\.json lacks best, results"):
+        load_run(folder)
 
 
 def test_what_is_no_run_is_refused_saying_what_is(tmp_path: Path) -> None:

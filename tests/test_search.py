@@ -12,10 +12,10 @@ from kdtune.experiment import Resources, load, with_values
 from kdtune.records import EpochRecord, TrialRecord
 from kdtune.search import run
 from kdtune.search.board import Board, Row, last_error
-from kdtune.search.final import jobs_of, state_file
+from kdtune.search.final import state_file
 from kdtune.search.placing import Node, place
 from kdtune.search.run import pick_best
-from kdtune.trial import asked, claim, finished
+from kdtune.trial import asked, claim, finished, jobs_of
 from tests.conftest import MakeExperiment
 
 DIGITS = load(default_file())

@@ -62,8 +62,14 @@ ELSEWHERE = (
     "Check its permissions, or set storage (of a cache: cache.storage) to a folder that you can write "
     "(--set storage=DIR)"
 )
+NAMES = {
+    errno.EISDIR: "A folder of that name is there; give the name of a file",
+    errno.ENOTDIR: "A file lies where a folder has to be; give another name",
+    errno.EEXIST: "Something of that name is there already; give another name",
+}
 # What the operating system refuses and a user can mend; any other OSError is a bug and shows its traceback.
 MENDABLE = {
+    **NAMES,
     errno.ENOSPC: "Free some space",
     errno.EDQUOT: "Free some of your quota",
     errno.EACCES: ELSEWHERE,
@@ -84,9 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except OSError as error:
         if error.errno not in MENDABLE:
             raise
-        typer.echo(
-            f"error: {error.filename or 'writing'}: {error.strerror}. {MENDABLE[error.errno]}; the same command "
-            f"then takes up what is finished",
-            err=True,
-        )
+        place = error.filename or "writing"
+        then = "" if error.errno in NAMES else "; the same command then takes up what is finished"
+        typer.echo(f"error: {place}: {error.strerror}. {MENDABLE[error.errno]}{then}", err=True)
     sys.exit(2)

@@ -18,7 +18,10 @@ from kdtune.errors import ClusterError
 SUMMARY, STUDENT = "summary.json", "student"
 WINNER = "final/best.safetensors"  # what `kdtune export` reads
 # the summary last: where it is, everything is
-RECORDS = ("experiment.yaml", "materials.json", "trials.jsonl", "final.jsonl", "report.html", WINNER, STUDENT)
+RECORDS = (
+    "experiment.yaml", "materials.json", "trials.jsonl", "errors.jsonl", "final.jsonl", "final/winner.json",
+    "report.html", WINNER, STUDENT,
+)  # fmt: skip
 TRACKED = ("tracking.json", "tensorboard", "wandb")
 FILES = (*RECORDS, *TRACKED, SUMMARY)
 PART = ".fetched.part"

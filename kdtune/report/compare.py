@@ -5,14 +5,13 @@ compared.warnings          # why numbers of two runs do not compare
 write_comparison(compared, Path("compare.html"))
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kdtune.errors import RunError
-from kdtune.records import ALONE, write_text
+from kdtune.records import ALONE, read_object, write_text
 from kdtune.report.run import Run
 
 
@@ -96,8 +95,7 @@ def _overview(name: str, run: Run) -> dict[str, Any]:
 
 def _made_of(run: Run) -> Mapping[str, Any]:
     path = run.folder / "materials.json"
-    found: Mapping[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    return found
+    return read_object(path) if path.is_file() else {}
 
 
 def _each(given: Mapping[str, object]) -> str:

@@ -6,9 +6,10 @@
 
 A random forest learns the accuracy of trials from their values; importance is by how much its R^2 on *held-out* trials
 drops when the values of one path are shuffled among them (permutation importance, Breiman 2001; Fisher, Rudin &
-Dominici 2019). Five-fold cross-validation, repeated; the interval is that of the drops over folds and shuffles. Of a
-trial that was stopped early the accuracy is the one that its curve foretells. A forest that explains nothing has no
-importances to tell.
+Dominici 2019). Five-fold cross-validation, repeated; residuals of all folds are weighed against the variance of all
+trials, since that of one fold may be none. The interval is that of the drops over folds and shuffles. Of a trial that
+was stopped early the accuracy is the one that its curve foretells. A forest that explains nothing has no importances
+to tell.
 """
 
 from dataclasses import dataclass
@@ -52,8 +53,7 @@ def importance(run: Run) -> Importance:
         return Importance(
             none, None, len(rows), "trials differ in less than two hyperparameters, or all came to the same"
         )
-    drops, scores = _drops(np.column_stack(list(features.values())), accuracy)
-    explained = float(np.mean(scores))
+    drops, explained = _drops(np.column_stack(list(features.values())), accuracy)
     if explained < LEAST_EXPLAINED:
         why = (
             f"values explain nothing of the accuracy of trials that the forest has not seen (R² {explained:.2f} over "
@@ -73,27 +73,30 @@ def codes(values: pd.Series) -> Any:  # a numpy array
     numbers = np.array([number_of(value) for value in values])
     if np.isfinite(numbers[~missing]).all():
         return numbers
-    return np.where(missing, np.nan, np.unique(values.astype(str), return_inverse=True)[1].astype(float))
+    found = np.full(len(values), np.nan)
+    found[~missing] = np.unique(values[~missing].astype(str), return_inverse=True)[1]
+    return found
 
 
-def _drops(features: Any, accuracy: Any) -> tuple[Any, list[float]]:  # numpy arrays
-    """By how much R^2 drops, [shuffles over all folds, paths], and R^2 of each fold."""
+def _drops(features: Any, accuracy: Any) -> tuple[Any, float]:  # numpy arrays
+    """By how much R^2 drops, [shuffles over all folds, paths], and R^2 over all folds."""
     from sklearn.ensemble import RandomForestRegressor
     from sklearn.model_selection import RepeatedKFold
 
-    drops, scores = [], []
+    variance, errors, drops = accuracy.var(), [], []
     folds = RepeatedKFold(n_splits=FOLDS, n_repeats=ROUNDS, random_state=0).split(features)
     for number, (fit, held) in enumerate(folds):
         forest = RandomForestRegressor(TREES, min_samples_leaf=2, random_state=number).fit(features[fit], accuracy[fit])
-        score, of_paths = shuffled(forest, features[held], accuracy[held], SHUFFLES, np.random.default_rng(number))
-        scores.append(score)
-        drops.append(of_paths)
-    return np.concatenate(drops), scores
+        error, rises = shuffled(forest, features[held], accuracy[held], SHUFFLES, np.random.default_rng(number))
+        errors.append(error * len(held))
+        drops.append(rises / variance)
+    return np.concatenate(drops), float(1 - np.sum(errors) / (ROUNDS * len(accuracy) * variance))
 
 
 def shuffled(model: Any, features: Any, values: Any, shuffles: int, source: np.random.Generator) -> tuple[float, Any]:
-    """R^2 of a fitted model on features [N, P] and values [N], and by how much it drops, [shuffles, P], when a column
-    is shuffled. As `sklearn.inspection.permutation_importance`, but with one call of the model, which is most of it.
+    """Mean squared error of a fitted model on features [N, P] and values [N], and by how much it rises, [shuffles, P],
+    when a column is shuffled. As `sklearn.inspection.permutation_importance`, but with one call of the model, which is
+    most of it.
     """
     rows, paths = features.shape
     tables = np.repeat(features[np.newaxis], 1 + shuffles * paths, axis=0)
@@ -101,6 +104,5 @@ def shuffled(model: Any, features: Any, values: Any, shuffles: int, source: np.r
         column = tables[1 + place, :, place % paths]
         column[:] = source.permutation(column)
     answers = model.predict(tables.reshape(-1, paths)).reshape(-1, rows)
-    residuals = ((answers - values) ** 2).sum(axis=1)
-    scores = 1 - residuals / ((values - values.mean()) ** 2).sum()
-    return float(scores[0]), scores[0] - scores[1:].reshape(shuffles, paths)
+    errors = ((answers - values) ** 2).mean(axis=1)
+    return float(errors[0]), errors[1:].reshape(shuffles, paths) - errors[0]

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from kdtune.errors import KdtuneError, RunError
 from kdtune.report.page import content, render
@@ -31,6 +32,7 @@ WATCHED = ("experiment.yaml", "trials.jsonl", "errors.jsonl", "final.jsonl", "fi
 LOOPBACK = "127.0.0.1"
 USUAL_PORT = 8420
 OURS = ("127.0.0.1", "localhost")  # names in an address; another leads a browser here by a trick
+BROKEN = b"The report was not drawn: a bug, whose traceback is in the terminal that serves this page."
 PAUSES = 3  # times as long as drawing takes there is none, so that a long run leaves time for the search
 
 
@@ -71,15 +73,22 @@ class Drawing:
             except FileNotFoundError:
                 continue
             found.update(f"{name} {about.st_mtime_ns} {about.st_size};".encode())
-        return found.hexdigest()[:16]
+        return f'"{found.hexdigest()[:16]}"'  # an entity tag has its quotes (RFC 9110)
+
+
+def _host(header: str) -> str | None:
+    """Without its port, which the one of HTTP itself does not show."""
+    try:
+        return urlsplit(f"//{header}").hostname
+    except ValueError:  # brackets of an address that do not match
+        return None
 
 
 class Handler(BaseHTTPRequestHandler):
     server: "Server"
 
     def do_GET(self) -> None:  # the base class's name
-        host = self.headers.get("Host", "").rpartition(":")[0]
-        if host not in OURS:
+        if _host(self.headers.get("Host", "")) not in OURS:
             self._answer(HTTPStatus.FORBIDDEN, b"This report is served to its own machine only.")
             return
         path = self.path.partition("?")[0]
@@ -90,6 +99,10 @@ class Handler(BaseHTTPRequestHandler):
             state = self.server.drawing.state()
         except KdtuneError as error:
             self._answer(HTTPStatus.INTERNAL_SERVER_ERROR, str(error).encode())
+            return
+        except Exception:  # a connection that ends without an answer says nothing
+            log.exception("the report of %s was not drawn", self.server.drawing.folder)
+            self._answer(HTTPStatus.INTERNAL_SERVER_ERROR, BROKEN)
             return
         if path == "/":
             self._answer(HTTPStatus.OK, state.page, "text/html")

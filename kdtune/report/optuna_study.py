@@ -10,8 +10,9 @@ then (`distill.feature_weight@1`). A parameter that is not active in a trial is 
 
 import json
 import math
+import shutil
 import sqlite3
-import uuid
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
@@ -22,7 +23,7 @@ import pandas as pd
 
 from kdtune.errors import ExportError
 from kdtune.experiment.space import NESTED, Parameter, encoded, parse
-from kdtune.records import PART
+from kdtune.records import writing
 from kdtune.report.run import Run
 
 if TYPE_CHECKING:  # an extra, and slow to import
@@ -36,39 +37,50 @@ STATES = {"complete": "COMPLETE", "stopped": "PRUNED", "diverged": "FAIL", "fail
 def write_study(run: Run, file: Path) -> int:
     """Writes the study, whole or not at all; the number of its trials. A study of the same run is replaced.
 
-    Raises ExportError where Optuna is not installed, or where `file` is something else.
+    Raises ExportError where Optuna is not installed, where it cannot write, or where `file` is something else.
     """
     try:
         import optuna
-        from optuna.exceptions import ExperimentalWarning
-        from optuna.storages import RDBStorage
-        from optuna.study import StudyDirection
+        from sqlalchemy.exc import SQLAlchemyError
     except ImportError as error:
         raise ExportError(f"an Optuna study needs Optuna ({error}): pip install 'kdtune[optuna]'") from error
     _check_free(run, file)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    beside = file.with_name(f".{file.name}.{uuid.uuid4().hex}{PART}")
-    try:
-        storage = RDBStorage(f"sqlite:///{beside}")
+    with tempfile.TemporaryDirectory() as beside:  # Optuna reads braces in the name of a file as its own
+        made = Path(beside) / "study.db"
         try:
-            second = run.experiment.search.second_objective
-            names = ["val_accuracy", second] if second else ["val_accuracy"]
-            directions = [StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE][: len(names)]
-            study = optuna.create_study(storage=storage, study_name=run.experiment.name, directions=directions)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ExperimentalWarning)  # a name to show, and nothing besides
-                study.set_metric_names(names)
-            study.set_user_attr(MADE_BY, str(run.folder.resolve()))
-            trials = list(_trials(run))
-            for trial in trials:
-                storage.create_new_trial(study._study_id, template_trial=trial)  # add_trial reads all others each time
-        finally:
-            storage.remove_session()
-            storage.engine.dispose()
-        beside.replace(file)
+            count = _fill(run, made)
+        except SQLAlchemyError as error:
+            told = getattr(error, "orig", None) or error  # of several lines otherwise, with the statement
+            raise ExportError(f"Optuna cannot write its study in {beside}: {told}. Set TMPDIR to another") from error
+        with made.open("rb") as content, writing(file) as out:
+            shutil.copyfileobj(content, out)
+    return count
+
+
+def _fill(run: Run, file: Path) -> int:
+    import optuna
+    from optuna.exceptions import ExperimentalWarning
+    from optuna.storages import RDBStorage
+    from optuna.study import StudyDirection
+
+    storage = RDBStorage(f"sqlite:///{file}")
+    try:
+        second = run.experiment.search.second_objective
+        names = ["val_accuracy", second] if second else ["val_accuracy"]
+        directions = [StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE][: len(names)]
+        study = optuna.create_study(storage=storage, study_name=run.experiment.name, directions=directions)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)  # a name to show, and nothing besides
+            study.set_metric_names(names)
+        study.set_user_attr(MADE_BY, str(run.folder.resolve()))
+        trials = list(_trials(run))
+        for trial in trials:
+            storage.create_new_trial(study._study_id, template_trial=trial)  # add_trial reads all others each time
+        return len(trials)
     finally:
-        beside.unlink(missing_ok=True)
-    return len(trials)
+        storage.remove_session()
+        storage.engine.dispose()
 
 
 def _check_free(run: Run, file: Path) -> None:

@@ -110,23 +110,30 @@ def _in_order(frame: pd.DataFrame, order: Sequence[str]) -> pd.DataFrame:
     return frame
 
 
-def read_final(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """final.jsonl: one row a run (name, seed, test_accuracy, confusion, ...), and one row an epoch of each.
+def final_lines(path: Path) -> list[dict[str, Any]]:
+    """Of final.jsonl, each a run. Raises RunError where one is none."""
+    lines = list(read_lines(path))
+    for number, line in enumerate(lines, start=1):
+        known = isinstance(line, dict) and isinstance(line.get("epochs"), list)
+        if not known or not isinstance(line.get("name"), str) or not isinstance(line.get("seed"), int):
+            raise RunError(f"{path}, line {number} is no run of the final stage: {DAMAGED}")
+    return lines
 
-    A search that went on may have found another winner, whose runs come after those of the earlier one: the last of a
-    name and seed counts.
-    """
-    lines = {(line["name"], line["seed"]): line for line in read_lines(path)}
-    runs = pd.DataFrame([{name: value for name, value in line.items() if name != "epochs"} for line in lines.values()])
-    epochs = [
-        {"name": name, "seed": seed} | _flat(epoch) for (name, seed), line in lines.items() for epoch in line["epochs"]
-    ]
-    return (
-        runs if lines else pd.DataFrame(columns=["name", "seed", "test_accuracy", "diverged"]),
-        pd.DataFrame(epochs) if epochs else pd.DataFrame(columns=["name", "seed", "epoch", "epochs"]),
-    )
+
+def final_runs(lines: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """One row a run: name, seed, test_accuracy, confusion, ..."""
+    if not lines:
+        return pd.DataFrame(columns=["name", "seed", "test_accuracy", "diverged"])
+    return pd.DataFrame([{name: value for name, value in line.items() if name != "epochs"} for line in lines])
+
+
+def final_epochs(lines: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """One row an epoch of each run."""
+    told = [{"name": line["name"], "seed": line["seed"]} | _flat(epoch) for line in lines for epoch in line["epochs"]]
+    return pd.DataFrame(told) if told else pd.DataFrame(columns=["name", "seed", "epoch", "epochs"])
 
 
 def _flat(epoch: Mapping[str, Any]) -> dict[str, Any]:
     flat = {name: value for name, value in epoch.items() if name not in ("terms", "shares")}
+    flat = {"waited": 0.0} | flat  # earlier versions did not say
     return flat | {f"{TERM}{name}": value for name, value in epoch["terms"].items()}

@@ -7,8 +7,7 @@
 It may be read while the search is under way: `summary` is None until the run is over.
 """
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,10 +17,12 @@ import pandas as pd
 
 from kdtune.errors import ExperimentError, RunError
 from kdtune.experiment import Experiment, load, with_values
+from kdtune.experiment.chain import searched_assistants
 from kdtune.experiment.space import parse
-from kdtune.records import BEST, DISTILLED, read_lines
-from kdtune.report.reading import Told, read_final, read_told
+from kdtune.records import BEST, DISTILLED, read_lines, read_object
+from kdtune.report.reading import Told, final_epochs, final_lines, final_runs, read_told
 from kdtune.report.summary import read_summary
+from kdtune.trial import asked, is_of, jobs_of
 from kdtune.tuning.curves import foretell
 from kdtune.tuning.making import make_study
 from kdtune.tuning.samplers import Random
@@ -38,7 +39,8 @@ class Run:
     epochs        one row an epoch of a trial: trial, epoch, epochs (planned), at (seconds of the search), loss,
                   `term.<name>` (weighted terms of the loss, they add up to it), val_accuracy, val_loss, learning_rate,
                   seconds, waited, temperature, alpha, feature_weight
-    final         one row a run of the final stage: name (of the row of the results table), seed, test_accuracy, ...
+    final         one row a run of the final stage: name (of the row of the results table), seed, test_accuracy, ...;
+                  of a search that went on, those of its present winner
     final_epochs  one row an epoch of those
     """
 
@@ -47,10 +49,9 @@ class Run:
     summary: dict[str, Any] | None
     trials: pd.DataFrame
     epochs: pd.DataFrame
-    final: pd.DataFrame
-    final_epochs: pd.DataFrame
     configs: Mapping[str, Mapping[str, Any]]  # {trial: {path: value}}
     parents: Mapping[str, tuple[str, int]]  # of forks: the trial whose state they went on from, and its epoch
+    lines: Sequence[Mapping[str, Any]]  # of final.jsonl, all of them
 
     @property
     def paths(self) -> list[str]:
@@ -60,11 +61,11 @@ class Run:
     @cached_property
     def best(self) -> str | None:
         """The trial that won; before there is a winner, the best so far. None where there is no trial."""
-        outcome = _outcome(self.folder)
-        if outcome is not None and outcome["trial"] in self.configs:
+        outcome = _outcome(self.folder, self.experiment)
+        if outcome is not None and outcome.get("trial") in self.configs:
             return str(outcome["trial"])
-        full = self.trials["epochs"] >= self.trials["planned"]
-        sound = self.trials[self.trials["status"] != "diverged"].assign(full=full)
+        trials = self.trials.assign(full=self.trials["epochs"] >= self.trials["planned"])
+        sound = trials[trials["status"] != "diverged"]
         order = sound.sort_values(["full", "val_accuracy"], ascending=False, kind="stable")
         return None if order.empty else str(order["trial"].iloc[0])
 
@@ -73,6 +74,24 @@ class Run:
         """The experiment with the values of the best trial."""
         found = self.summary["best"]["config"] if self.summary else self.configs.get(self.best or "", {})
         return with_values(self.experiment, found)
+
+    @cached_property
+    def final(self) -> pd.DataFrame:
+        return final_runs(self._final_lines)
+
+    @cached_property
+    def final_epochs(self) -> pd.DataFrame:
+        return final_epochs(self._final_lines)
+
+    @cached_property
+    def _final_lines(self) -> list[Mapping[str, Any]]:
+        """One of a name and seed: that of the winner, else, where a run is over, the last: other versions may have told
+        apart what runs are made of in another way. Searched assistants are not known here."""
+        known = {(job.name, job.seed): job.made_of for job in jobs_of(self.experiment, self.winner)}
+        ordered = sorted(self.lines, key=lambda line: is_of(line, known))
+        every = self.summary is not None or bool(searched_assistants(self.experiment))
+        chosen = {(line["name"], line["seed"]): line for line in ordered if every or is_of(line, known)}
+        return list(chosen.values())
 
     @property
     def winner_name(self) -> str:
@@ -108,10 +127,10 @@ def load_run(path: Path | str) -> Run:
     except ExperimentError as error:
         raise RunError(f"{folder} holds an experiment that this version cannot read: {error}") from error
     told = read_told(folder / "trials.jsonl")
-    final, final_epochs = read_final(folder / "final.jsonl")
     summary = read_summary(folder) if (folder / "summary.json").is_file() else None
     trials = _trials(folder, experiment, told, over=summary is not None)
-    return Run(folder, experiment, summary, trials, told.epochs, final, final_epochs, told.configs, told.parents)
+    lines = final_lines(folder / "final.jsonl")
+    return Run(folder, experiment, summary, trials, told.epochs, told.configs, told.parents, lines)
 
 
 def _trials(folder: Path, experiment: Experiment, told: Told, *, over: bool) -> pd.DataFrame:
@@ -119,7 +138,7 @@ def _trials(folder: Path, experiment: Experiment, told: Told, *, over: bool) -> 
     diverged = last["loss"].isna()
     status = pd.Series("stopped", index=last.index).mask(last["epoch"] >= last["epochs"], "complete")
     status = status.mask(diverged, "diverged")
-    begun = not over and _outcome(folder) is None and (status == "stopped").any()
+    begun = not over and _outcome(folder, experiment) is None and (status == "stopped").any()
     going = _going(folder, experiment, set(last["trial"][status == "stopped"])) if begun else set()
     failed = {str(line["trial"]) for line in read_lines(folder / "errors.jsonl") if not line["times"]}
     status = status.mask(last["trial"].isin(going), "running")
@@ -153,13 +172,14 @@ def _going(folder: Path, experiment: Experiment, open_: set[str]) -> set[str]:
     return {f"{number:04d}" for number in study.going}
 
 
-def _outcome(folder: Path) -> dict[str, Any] | None:
-    """What the search of a folder has come to, once it is over."""
+def _outcome(folder: Path, experiment: Experiment) -> dict[str, Any] | None:
+    """What the search of a folder has come to, once it is over, with as much search as the experiment asks for."""
     path = folder / "final" / "winner.json"
     if not path.is_file():
         return None
-    outcome: dict[str, Any] = json.loads(path.read_text())
-    return outcome
+    outcome = read_object(path)
+    goal = asked(experiment)
+    return outcome if outcome.get("asked", goal) == goal else None  # an earlier version did not say
 
 
 def _whole_curves(epochs: pd.DataFrame, parents: Mapping[str, tuple[str, int]]) -> dict[str, list[float]]:

@@ -31,7 +31,7 @@ import torch
 
 from kdtune.errors import RunError
 from kdtune.experiment import Experiment, row, with_values
-from kdtune.records import ALONE, BEST, DISTILLED, TEACHER, TEXTBOOK_KD, TrialRecord, write_text
+from kdtune.records import ALONE, BEST, DISTILLED, TEACHER, TEXTBOOK_KD, TrialRecord, read_object, write_text
 from kdtune.report.rows import Costs, Row, student_row, teacher_row
 from kdtune.report.times import time_spent
 from kdtune.report.verdict import verdict
@@ -173,11 +173,14 @@ def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """Raises RunError where the run has not come to its end."""
+    """Raises RunError where the run has not come to its end, or where the file is damaged."""
     try:
-        summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+        summary = read_object(folder / "summary.json")
     except FileNotFoundError:
         raise RunError(
             f"{folder} has no summary.json: its search has not finished. The same `kdtune search` takes it up again"
         ) from None
+    lacking = [name for name in ("search", "best", "results") if name not in summary]
+    if lacking:
+        raise RunError(f"{folder / 'summary.json'} lacks {', '.join(lacking)}: the file was edited or damaged")
     return summary

@@ -5,14 +5,11 @@ final.jsonl, so a stage that was interrupted repeats only what is missing; of a 
 in the run folder. Seeds differ from the search's own, on which the winner was chosen.
 """
 
-import hashlib
-import json
 import logging
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +18,8 @@ import torch
 
 from kdtune.data import Dataset
 from kdtune.errors import RunError
-from kdtune.experiment import Experiment, row, textbook
-from kdtune.records import ALONE, BEST, DISTILLED, TEXTBOOK_KD, append_line, mend, read_lines, write_bytes
+from kdtune.experiment import Experiment
+from kdtune.records import append_line, mend, read_lines, write_bytes
 from kdtune.report import in_bins, packed
 from kdtune.search.board import last_error
 from kdtune.search.crew import Crew
@@ -30,7 +27,7 @@ from kdtune.search.notice import OF_A_MACHINE, draining
 from kdtune.search.placing import Slots
 from kdtune.search.recorder import LOST
 from kdtune.search.workplaces import arrive, leave, whereabouts, workplace
-from kdtune.trial import Materials, Tested
+from kdtune.trial import Job, Key, Materials, Tested, is_of, jobs_of
 
 log = logging.getLogger(__name__)
 
@@ -38,29 +35,6 @@ MOST_CONFUSED = 100  # classes up to which a run's confusion matrix is kept
 WEIGHTS = "best.safetensors"  # of the winner's first seed: what is exported
 SAVE_EVERY_S = 30.0
 LOSSES = 3  # of a run's process between two states, before the stage ends
-
-
-Key = tuple[str, int, str]  # of a run: its row, its seed, and what it is made of
-
-
-@dataclass(frozen=True)
-class Job:
-    name: str
-    seed: int
-    experiment: Experiment
-    alone: bool
-
-    @property
-    def key(self) -> Key:
-        return self.name, self.seed, self.made_of
-
-    @cached_property
-    def made_of(self) -> str:
-        """Of everything that decides what the run gives: a search that went on may have found another winner."""
-        sections = ("data", "student", "train", "distill")
-        raw = {name: getattr(self.experiment, name).model_dump(mode="json") for name in sections}
-        raw["teacher"] = None if self.alone else self.experiment.own_teacher.model_dump(mode="json")
-        return hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
@@ -133,17 +107,6 @@ def _confusion(tested: Tested, dataset: Dataset) -> list[list[int]] | None:
     return table
 
 
-def jobs_of(experiment: Experiment, winner: Experiment) -> list[Job]:
-    """Every run of the stage, the winner's first. Baselines are trained like the winner, rows as the file says."""
-    found = BEST if experiment.search.trials else DISTILLED
-    baselines = {ALONE: (winner, True), TEXTBOOK_KD: (textbook(winner), False)}
-    configurations = {found: (winner, False)}
-    configurations |= {name: baselines[name] for name in experiment.final.baselines}
-    configurations |= {name: row(experiment, changes) for name, changes in experiment.final.rows.items()}
-    seeds = range(experiment.search.seed + 1, experiment.search.seed + 1 + experiment.final.seeds)
-    return [Job(name, seed, one, alone) for name, (one, alone) in configurations.items() for seed in seeds]
-
-
 def run_final(
     folder: Path,
     experiment: Experiment,
@@ -158,7 +121,7 @@ def run_final(
     mend(path)
     jobs = jobs_of(experiment, winner)
     known = {(job.name, job.seed): job.made_of for job in jobs}
-    lines = [line for line in read_lines(path) if _is_of(line, known)]
+    lines = [line for line in read_lines(path) if is_of(line, known)]
     done = {(line["name"], line["seed"]) for line in lines}
     waiting = [job for job in jobs if (job.name, job.seed) not in done]
     for stale in set((folder / "final").glob("*.pt")) - {state_file(folder / "final", job) for job in jobs}:
@@ -172,12 +135,6 @@ def run_final(
         lines.append(ended.line)
         watch(len(lines), len(jobs))
     return lines
-
-
-def _is_of(line: Mapping[str, Any], known: Mapping[tuple[str, int], str]) -> bool:
-    """Whether a line is of a run that is wanted, and not of an earlier winner; earlier versions had only one."""
-    wanted = known.get((line["name"], line["seed"]))
-    return wanted is not None and line.get("made_of", wanted) == wanted
 
 
 def _runs(waiting: list[Job], folder: Path, materials: Materials, slots: Slots) -> Iterator[tuple[Job, Ended]]:

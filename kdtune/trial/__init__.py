@@ -2,6 +2,7 @@
 
 from kdtune.trial.bench import Bench
 from kdtune.trial.caches import begin_caches, place_of, storage_of, views_needed
+from kdtune.trial.final_runs import Job, Key, is_of, jobs_of
 from kdtune.trial.forecast import Forecast, Planned, forecasts
 from kdtune.trial.materials import Materials, Progress, Silent, check_networks, prepare
 from kdtune.trial.run_folder import (
@@ -29,6 +30,8 @@ __all__ = [
     "Bench",
     "Forecast",
     "Found",
+    "Job",
+    "Key",
     "Materials",
     "Planned",
     "Progress",
@@ -45,6 +48,8 @@ __all__ = [
     "columns_of",
     "finished",
     "forecasts",
+    "is_of",
+    "jobs_of",
     "kept_already",
     "locate",
     "made_of",

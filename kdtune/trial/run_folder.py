@@ -15,7 +15,7 @@ from kdtune.data import Dataset
 from kdtune.errors import CacheError, ExperimentError, RunError, TeacherError
 from kdtune.experiment import Experiment, differences, dump, load
 from kdtune.experiment.chain import assistant, in_order, searched_assistants, settled
-from kdtune.records import TrialRecord, locked, read_trials, write_text
+from kdtune.records import TrialRecord, locked, read_object, read_trials, write_text
 from kdtune.storage import OWNER, Mirror, below, is_uri, local_root, mirrored
 from kdtune.teacher import Teacher
 from kdtune.trial.materials import Materials
@@ -122,27 +122,20 @@ def columns_of(folder: Path) -> int | None:
     path = folder / "materials.json"
     if not path.exists():
         return None
-    columns: int | None = json.loads(path.read_text()).get(COLUMNS)
+    columns: int | None = read_object(path).get(COLUMNS)
     return columns
 
 
 def check_materials(folder: Path, found: Mapping[str, object]) -> None:
     """Raises RunError that names what differs from `materials.json` (files were replaced under the same path), or
     where that cannot be read."""
-    path = folder / "materials.json"
     try:
-        known = json.loads(path.read_text())
-        if not isinstance(known, dict):
-            raise ValueError("it is no mapping")
+        known = read_object(folder / "materials.json")
     except FileNotFoundError:
         raise RunError(
             f"{folder} has no materials.json, which says what data it was trained on; copy the whole run folder, or "
             f"give the same `kdtune search` again, which writes it"
         ) from None
-    except ValueError as error:
-        raise RunError(
-            f"{path} is damaged ({error}); remove it and give the same `kdtune search` again, which writes it"
-        ) from error
     differ = [name for name, value in found.items() if known.get(name) != value]
     if differ:
         raise RunError(
@@ -204,7 +197,7 @@ def finished(folder: Path, experiment: Experiment) -> bool:
 def winner_of(folder: Path, experiment: Experiment) -> Found | None:
     """What a search that is over has found; None while it is not over, or where the experiment asks for more."""
     try:
-        outcome: dict[str, Any] = json.loads((folder / "final" / "winner.json").read_text())
+        outcome = read_object(folder / "final" / "winner.json")
     except FileNotFoundError:
         return None
     if outcome.get("asked", asked(experiment)) != asked(experiment):  # an earlier version did not say

@@ -14,13 +14,13 @@ def accuracies(results: Sequence[Mapping[str, Any]]) -> go.Figure:
     styles = row_style(names)
     drawn = figure(x="test accuracy", y="", height=90 + 44 * len(names), legend=False)
     drawn.update_xaxes(tickformat=".1%")
-    for row in results:
+    for place, row in enumerate(results):  # labels are cut, so that two rows may have the same
         colour, symbol = styles[row["name"]]
         here = label(row["name"])
         drawn.add_trace(
             go.Scatter(
                 x=row["test_accuracy"],
-                y=[here] * len(row["test_accuracy"]),
+                y=[place] * len(row["test_accuracy"]),
                 mode="markers",
                 marker={"color": colour, "symbol": symbol, "size": 11, "opacity": 0.75},
                 hovertemplate=f"{here}: %{{x:.2%}}<extra></extra>",
@@ -29,11 +29,13 @@ def accuracies(results: Sequence[Mapping[str, Any]]) -> go.Figure:
         drawn.add_trace(
             go.Scatter(
                 x=[row["mean"]],
-                y=[here],
+                y=[place],
                 mode="markers",
                 marker={"symbol": "line-ns", "size": 26, "line": {"width": 2.5, "color": INK}},
                 hovertemplate=f"{here}, mean: %{{x:.2%}}<extra></extra>",
             )
         )
-    drawn.update_yaxes(categoryorder="array", categoryarray=[label(name) for name in names[::-1]])
+    drawn.update_yaxes(
+        tickvals=list(range(len(names))), ticktext=[label(name) for name in names], autorange="reversed", zeroline=False
+    )
     return drawn

@@ -1,11 +1,10 @@
 """Sections about what a run has come to: results, the winner, its errors, the time, the file."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from kdtune.experiment import Experiment, dump, textbook
-from kdtune.records import ALONE, BEST, DISTILLED, TEACHER, TEXTBOOK_KD
+from kdtune.records import ALONE, BEST, DISTILLED, TEACHER, TEXTBOOK_KD, read_object
 from kdtune.report.figures import confusion as matrices
 from kdtune.report.figures.calibration import reliability
 from kdtune.report.figures.results import accuracies
@@ -231,7 +230,7 @@ def time(run: Run) -> Section | None:
 def experiment(run: Run) -> Section:
     """The experiment file, and the fingerprints of what it was run on."""
     path = run.folder / "materials.json"
-    made_of: Mapping[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    made_of = read_object(path) if path.is_file() else {}
     facts = [(_of(name), given) for name, given in made_of.items() if isinstance(given, str)]
     facts.append(("seeds", f"search {run.experiment.search.seed}, final stage {_seeds(run)}"))
     return Section("experiment", "The experiment", {"source": coloured(dump(run.experiment)), "facts": facts})
