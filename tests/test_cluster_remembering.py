@@ -20,7 +20,7 @@ from kdtune.cluster.remote import Remote
 from kdtune.cluster.shipping import resolve
 from kdtune.errors import ClusterError, RunError
 from kdtune.experiment import Experiment
-from kdtune.records import write_text
+from kdtune.report.summary import write_summary
 from kdtune.trial import asked
 from tests.conftest import MakeExperiment
 from tests.fake_head import FakeHead
@@ -204,11 +204,11 @@ def test_fetched_results_are_not_all_where_more_trials_are_asked_for(
     space = {"distill.alpha": {"uniform": [0.1, 0.9]}}
     few, more = (make_experiment({"storage": "runs", "search.space": space, "search.trials": n}) for n in (3, 9))
     done = remembered("tiny", fetched=True, digest=resolve(few, folder).digest)
-    write_text(done.folder / "summary.json", json.dumps({"search": {"asked": asked(few)}}))
+    write_summary(done.folder, {"search": {"asked": asked(few)}, "best": {}, "results": []})
     assert is_here(done, few)
     assert not is_here(done, more)
     all_of_them = remembered("tiny", fetched=True, digest=resolve(more, folder).digest)
-    write_text(done.folder / "summary.json", json.dumps({"search": {"asked": asked(more)}}))
+    write_summary(done.folder, {"search": {"asked": asked(more)}, "best": {}, "results": []})
     with pytest.raises(RunError, match="holds the results of another experiment"):  # trials are never taken back
         is_here(all_of_them, few)
 

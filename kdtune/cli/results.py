@@ -11,6 +11,7 @@ from rich.text import Text
 from kdtune.cli.progress import short_config
 from kdtune.records import ALONE, BEST, DISTILLED
 from kdtune.report import read_summary, verdict
+from kdtune.report.wording import megabytes
 from kdtune.trial import read_run
 from kdtune.tuning.warm import KEPT, former_runs
 
@@ -133,7 +134,7 @@ def results_table(summary: Mapping[str, Any], *, wide: bool = True) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for row in summary["results"]:
         style = "bold" if row["name"] in (BEST, DISTILLED) else ""
-        more = (_size(row["size_mb"]), _count(row["flops"]) if "flops" in row else "")  # earlier versions: no FLOPs
+        more = (megabytes(row["size_mb"]), _count(row["flops"]) if "flops" in row else "")  # earlier versions: no FLOPs
         table.add_row(
             Text(row["name"]),  # not as markup: names may hold brackets
             row["model"],
@@ -146,10 +147,6 @@ def results_table(summary: Mapping[str, Any], *, wide: bool = True) -> Table:
             style=style,
         )
     return table
-
-
-def _size(megabytes: float) -> str:
-    return f"{megabytes:,.1f} MB" if megabytes >= 1 else f"{megabytes * 1000:.1f} kB"
 
 
 def _count(operations: float) -> str:

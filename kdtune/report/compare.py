@@ -104,13 +104,13 @@ def _each(given: Mapping[str, object]) -> str:
 
 def write_comparison(compared: Compared, path: Path) -> Path:
     """One self-contained page, as a run's report is."""
-    from kdtune.report.figures.compare import accuracy_by_epochs, test_accuracies
+    from kdtune.report.figures.compare import accuracy_by_epochs, results_of_all
     from kdtune.report.page import assemble
     from kdtune.report.sections import Section
 
     later = dict.fromkeys(("paired", "agreement", "flops", "size_mb", "latency_range_ms"))
     rows = [later | row for row in compared.results()]
-    drawn = {"compared": test_accuracies(rows)} if rows else {}
+    drawn = {"compared": results_of_all(rows)} if rows else {}
     overview = compared.overview()
     paths = list(dict.fromkeys(path for one in overview for path in one["config"]))
     searched = {name: run for name, run in compared.runs.items() if not run.trials.empty}

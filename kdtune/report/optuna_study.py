@@ -89,13 +89,12 @@ def _check_free(run: Run, file: Path) -> None:
         raise ExportError(f"cannot write {file}: there is no folder {file.parent}")
     if not file.exists():
         return
-    known: list[str] = []
     try:
         with sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True) as database:
             rows = database.execute("SELECT value_json FROM study_user_attributes WHERE key = ?", (MADE_BY,))
             known = [json.loads(value) for (value,) in rows]
     except sqlite3.Error:
-        pass  # no database, or none of Optuna's: told below
+        known = []  # no database, or none of Optuna's
     if known != [str(run.folder.resolve())]:
         raise ExportError(f"{file} exists and is no study of {run.folder}; nothing was changed. Choose another file")
 

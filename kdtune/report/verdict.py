@@ -54,7 +54,7 @@ def verdict(summary: Mapping[str, Any]) -> str:
         return f"{gain}, with every one of {runs} seeds: without a spread there is no telling a gain from chance."
     word = "a clear gain" if test["low"] > 0 else "a clear loss" if test["high"] < 0 else "within the noise"
     low, high = (f"{test[end] * 100:+.2f}" for end in ("low", "high"))
-    return f"{gain}: {word} (95% interval {low} to {high}, paired t-test {_p(test['p_value'])}, {runs} seeds)."
+    return f"{gain}: {word} (95% interval {low} to {high}, paired t-test {p_value(test['p_value'])}, {runs} seeds)."
 
 
 def _of_an_earlier_version(best: Mapping[str, Any], alone: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -63,5 +63,5 @@ def _of_an_earlier_version(best: Mapping[str, Any], alone: Mapping[str, Any]) ->
     return paired(one, other, ALONE)
 
 
-def _p(value: float) -> str:
+def p_value(value: float) -> str:
     return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"

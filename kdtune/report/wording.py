@@ -6,6 +6,8 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
+from kdtune.report.verdict import p_value
+
 LINE = re.compile(r"^(\s*(?:- )*)([^\s:#'\"][^:]*|'[^']*'|\"[^\"]*\")(:)(\s.*)?$")
 ITEM = re.compile(r"^(\s*(?:- )+)(.*)$")
 NUMBER = re.compile(r"^[+-]?(\d[\d_]*\.?\d*|\.\d+)([eE][+-]?\d+)?$")
@@ -19,10 +21,6 @@ def percent(share: float | None) -> str:
 def points(difference: float | None, digits: int = 2) -> str:
     """Of accuracy: a hundredth is a point."""
     return NOTHING if difference is None else f"{difference * 100:+.{digits}f}"
-
-
-def p_value(value: float) -> str:
-    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
 
 
 def megabytes(size: float | None) -> str:

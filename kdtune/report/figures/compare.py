@@ -25,7 +25,7 @@ COLOURS = (BLUE, VERMILION, GREEN, PURPLE, OCHRE, TEAL, GREY)
 DASHES = ("solid", "dash", "dot", "dashdot")
 
 
-def test_accuracies(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
+def results_of_all(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
     """Mean and standard deviation of each row of the results tables, run by run."""
     runs = list(dict.fromkeys(row["run"] for row in rows))
     names = list(dict.fromkeys(row["name"] for row in rows))
