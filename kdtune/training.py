@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from kdtune.data import Batch, Dataset, Pixels, batches, read, steps_an_epoch, stream
 from kdtune.experiment import Data, Train
+from kdtune.models import channels_last
 from kdtune.ranks import ALONE, Ranks
 from kdtune.records import EpochRecord
 
@@ -112,7 +113,7 @@ def default_device() -> torch.device:
 
 def new_state(learner: nn.Module, config: Train, device: torch.device) -> TrainingState:
     """State of a run that has not begun. Every parameter but a scalar is decayed alike, as in the published tables."""
-    learner.to(device)
+    channels_last(learner).to(device)
     trained = [parameter for parameter in learner.parameters() if parameter.requires_grad]
     scalars = [parameter for parameter in trained if parameter.ndim == 0]
     parameters: list[dict[str, Any]] = [{"params": [parameter for parameter in trained if parameter.ndim > 0]}]

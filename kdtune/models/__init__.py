@@ -7,10 +7,12 @@ A model takes images [B, C, H, W] and gives logits [B, classes]. `name` is one o
     mlp, cnn, resnet, preactivation, resnext, densenet, vgg, mobile, torchvision_resnet    the networks
     foreign          timm's models, and functions of your own
     taps, probe      feature maps; a model tried with one image
+    layout           channels last in memory
     costs            parameters, bytes, operations and milliseconds an image
 """
 
 from kdtune.models.costs import cost_of, costs, flops, latency_ms
+from kdtune.models.layout import channels_last
 from kdtune.models.parts import ImageShape
 from kdtune.models.probe import check_model, stages, tap_shapes
 from kdtune.models.taps import Tapped, stages_of
@@ -21,6 +23,7 @@ __all__ = [
     "ImageShape",
     "Tapped",
     "build_model",
+    "channels_last",
     "check_model",
     "cost_of",
     "costs",

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from kdtune.data import Dataset
 from kdtune.errors import TeacherError
-from kdtune.models import rebuild_model
+from kdtune.models import channels_last, rebuild_model
 from kdtune.records import write_bytes, write_text
 from kdtune.teacher.checkpoints import fit_weights
 from kdtune.training import evaluate
@@ -63,6 +63,7 @@ class Teacher:
                 )
             network = rebuild_model(self.model, self.image_shape, self.classes, self.options)
             fit_weights(network, weights, f"{self.folder} into {self.model} (its code has changed? Remove the folder)")
+            channels_last(network)
         return network.to(device).eval().requires_grad_(requires_grad=False)
 
     def carried(self) -> "Teacher":

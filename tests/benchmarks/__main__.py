@@ -21,7 +21,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import cache, driver_scale, overhead, quickstart, search_lcbench, search_surface, topk
+from tests.benchmarks import cache, driver_scale, overhead, quickstart, search_lcbench, search_surface, step, topk
 
 Result = tuple[list[dict[str, Any]], dict[str, float]]
 BENCHMARKS: dict[str, Callable[..., Result]] = {
@@ -31,6 +31,7 @@ BENCHMARKS: dict[str, Callable[..., Result]] = {
     "quickstart": quickstart.measure,
     "search-lcbench": search_lcbench.measure,
     "search-surface": search_surface.measure,
+    "step": step.measure,
     "top-k": topk.measure,
 }
 OPTIONS = ("repeats", "images", "data", "tasks", "seeds", "trials")

@@ -10,10 +10,9 @@ graph that backward needs, the teacher's as the live trial runs it. Where backwa
 suggest, as on a CPU, this asks for less than operation counts do, which the table has too.
 """
 
-import hashlib
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,21 +21,29 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from kdtune.cache import Answers, LogitCache, begin_cache, describe, identify
-from kdtune.data import Batch, Dataset, Images
-from kdtune.distill import Live, logit_student
-from kdtune.experiment import Experiment, parse
+from kdtune.cache import Answers, begin_cache, describe, identify
+from kdtune.data import Batch
+from kdtune.distill import Live
 from kdtune.models import Tapped, build_model
-from kdtune.teacher import Teacher, keep
 from kdtune.training import default_device
-from kdtune.trial import Bench, Materials, Trial
-from kdtune.trial.caches import begin_caches, place_of
+from kdtune.trial.caches import place_of
 from tests.benchmarks import cache_memory, cache_search
+from tests.benchmarks.making import (
+    BATCH,
+    CLASSES,
+    SHAPE,
+    STUDENT,
+    TEACHERS,
+    bench_of,
+    experiment_in,
+    interleaved,
+    live_trial,
+    normalised,
+    random_images,
+    untrained,
+)
 from tests.benchmarks.timing import Clock, row
 
-STUDENT, TEACHERS = "resnet20", ("resnet56", "resnet110")
-CLASSES, SHAPE, BATCH = 100, (3, 32, 32), 128
-VIEWS = 2
 PAIRS = 3  # a repeat: rounds of what differs by little, cached and alone
 BATCHES = (64, 256, 1024)  # of bare inference: the best counts
 Result = tuple[list[dict[str, Any]], dict[str, float]]
@@ -95,18 +102,6 @@ def steps(folder: Path, clock: Clock, repeats: int, count: int) -> Result:
     }
 
 
-def interleaved(acts: dict[str, Callable[[], object]], clock: Clock, repeats: int) -> dict[str, list[float]]:
-    """Seconds of each, a round after the other, after one that does not count; each round begins with another one."""
-    spent: dict[str, list[float]] = {name: [] for name in acts}
-    names = list(acts)
-    for turn in range(repeats + 1):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            seconds = clock(acts[name])
-            if turn:
-                spent[name].append(seconds)
-    return spent
-
-
 def told(spent: dict[str, list[float]], count: int) -> Result:
     """Rows and ratios of epochs of `count` steps."""
     rows = [row(f"step, {name}", [1e3 * s / count for s in seconds], "ms") for name, seconds in spent.items()]
@@ -162,73 +157,6 @@ def each(act: Callable[[Batch], object], batches: list[Batch]) -> None:
 def infer(network: nn.Module, batches: list[Batch]) -> None:
     for batch in batches:
         network(batch.images)
-
-
-def experiment_in(folder: Path, epochs: int) -> Experiment:
-    return parse(
-        {
-            "name": "cache",
-            "data": {"dataset": "cifar100", "root": "none", "augment": "crop-flip", "views": VIEWS},
-            "teacher": {"model": TEACHERS[0]},
-            "student": {"model": STUDENT},
-            "train": {"epochs": epochs, "batch_size": BATCH, "learning_rate": 0.01},  # labels are random
-            "storage": str(folder),
-        }
-    )
-
-
-def random_images(count: int) -> Dataset:
-    """As many training images as asked for, on the CPU; the first ones are validation and test images too."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (count, *SHAPE), generator=generator, dtype=torch.uint8)
-    labels, few = torch.arange(count) % CLASSES, torch.arange(BATCH)
-    return Dataset(
-        name="cifar100",
-        classes=tuple(map(str, range(CLASSES))),
-        images=images,
-        labels=labels,
-        given=labels,
-        test=Images(images[:BATCH], labels[:BATCH]),
-        fit=torch.arange(count),
-        validation=few,
-        mean=(0.5, 0.5, 0.5),
-        std=(0.29, 0.29, 0.29),
-        fingerprint=hashlib.sha256(images.numpy().tobytes()).hexdigest(),
-    )
-
-
-def untrained(name: str, dataset: Dataset, folder: Path) -> Teacher:
-    """A kept teacher: random weights, and BatchNorm's statistics of a batch, without which logits grow out of range."""
-    torch.manual_seed(1)
-    network = build_model(name, SHAPE, CLASSES).train()
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None  # the average of what it has seen
-    with torch.no_grad():
-        network(next(normalised(dataset, BATCH)).images)
-    folder.mkdir(parents=True)
-    return keep(network.eval(), name, {}, dataset, folder, depth=0)
-
-
-def bench_of(experiment: Experiment, dataset: Dataset, teacher: Teacher, device: torch.device) -> Bench:
-    """With a cache that has every column."""
-    cache: LogitCache = begin_caches(experiment, {"teacher": teacher}, dataset.to(device), device)["teacher"]
-    for view in range(VIEWS):
-        cache.ensure(view)
-    places = {"teacher": place_of(experiment, cache.manifest.identity)}
-    return Bench(Materials(dataset, {"teacher": teacher}, places, VIEWS), device)
-
-
-def live_trial(experiment: Experiment, bench: Bench, network: nn.Module) -> Trial:
-    """The cached trial, with the teacher itself as the source of the same logits."""
-    student = logit_student(experiment, bench.dataset, Live(Tapped(network, ())), 0, bench.device)
-    return Trial(student, experiment, bench.dataset, seed=0, whole=True)
-
-
-def normalised(dataset: Dataset, size: int) -> Iterator[Batch]:
-    """Whole batches of plain images."""
-    for indices in torch.split(torch.arange(len(dataset.labels), device=dataset.labels.device), size):
-        yield Batch(dataset.normalise(dataset.pixels[indices]), dataset.labels[indices], indices, 0)
 
 
 def operations_of(name: str) -> int:
