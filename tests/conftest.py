@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import Tensor
 
 from kdtune.cache import bucket
@@ -23,6 +24,9 @@ from tests.object_store import S3, ObjectStore, bucket_of, running
 MakeExperiment = Callable[..., Experiment]
 
 CPU = torch.device("cpu")
+
+settings.register_profile("busy machines", deadline=None)  # how long an example takes says nothing about it
+settings.load_profile("busy machines")
 
 
 class Answering:

@@ -543,7 +543,7 @@ def mistyped_texts(draw: st.DrawFn) -> str:
     return whole[:begin] + typed + whole[end:]
 
 
-RELAXED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+RELAXED = settings(suppress_health_check=[HealthCheck.too_slow])
 
 
 @settings(RELAXED, max_examples=200)

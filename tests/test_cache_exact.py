@@ -30,7 +30,7 @@ from tests.toy_teachers import PICTURES, SIDE, begun, questions, same, write_pic
 VIEWS = 3
 IMPRINT = "tests.toy_teachers:Imprint"
 HALF = 2.0**-11  # a float16 is this share of a number away from it at most, and 2^-25 where it is tiny
-EACH = settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+EACH = settings(max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -32,7 +32,6 @@ def peaked(margin: float, classes: int = 1000) -> Tensor:
     return row
 
 
-@settings(deadline=None)
 @given(rows, st.data())
 def test_all_is_as_its_twin_has_it_within_the_rounding_to_float16(row: list[float], data: st.DataObject) -> None:
     k = data.draw(st.integers(1, len(row) - 1))
@@ -99,7 +98,6 @@ def test_the_others_together_keep_their_probability_at_temperature_1() -> None:
     torch.testing.assert_close(mass[1], mass[0], rtol=0.005, atol=0)
 
 
-@settings(deadline=None)
 @given(rows, st.data(), st.floats(1.0, 20.0))
 def test_above_temperature_1_the_others_get_no_less_than_they_had(
     row: list[float], data: st.DataObject, temperature: float
@@ -125,7 +123,6 @@ def test_logits_beyond_float16_show_as_infinite_values_for_the_writer_to_refuse(
 # --- eight bits
 
 
-@settings(deadline=None)
 @given(rows)
 def test_eight_bits_are_within_half_a_step_of_every_logit_and_exact_at_both_ends(row: list[float]) -> None:
     whole = torch.tensor([row])

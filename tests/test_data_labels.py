@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
@@ -149,7 +149,6 @@ def gradient(loss: Tensor, logits: Tensor) -> Tensor:
     return found
 
 
-@settings(deadline=None)
 @given(st.integers(1, 200), st.integers(2, 20), st.integers(0, 99))
 def test_with_every_label_the_loss_is_torchs_to_the_bit(count: int, classes: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)

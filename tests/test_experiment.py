@@ -101,7 +101,7 @@ VARIATIONS: dict[str, st.SearchStrategy[Any]] = {
 }
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.fixed_dictionaries({}, optional=VARIATIONS))
 def test_any_valid_experiment_survives_dump_and_load(values: dict[str, object]) -> None:
     experiment = parse(raw_with(values))

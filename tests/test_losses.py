@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -154,7 +154,6 @@ def test_a_logit_loss_stays_finite_for_the_largest_float16_logits(name: str) -> 
 # --- the objective
 
 
-@settings(deadline=None)
 @given(
     temperature=st.floats(0.5, 20),
     alpha=st.floats(0, 1),

@@ -289,7 +289,7 @@ def test_a_point_made_from_a_samples_values_has_the_same_values(sample: dict[str
         assert within
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(samples())
 def test_any_sample_gives_a_valid_experiment_with_its_values_in_place(sample: dict[str, float]) -> None:
     base = parse(raw_with({}, NESTED))

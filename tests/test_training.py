@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kdtune import training
 from kdtune.data import Batch, Dataset, batches
 from kdtune.experiment import Data, Train
-from kdtune.models import build_model
+from kdtune.models import build_model, channels_last
 from kdtune.records import EpochRecord
 from kdtune.training import CrossEntropy, TrainingState, evaluate, learning_rate, new_state, precision_of, train
 from tests.conftest import CPU
@@ -146,7 +146,7 @@ def test_the_loop_equals_a_bare_torch_loop_bit_for_bit(toy: Dataset, values: dic
     state = fresh(config)
     run(state, toy, config, seed=5)
     torch.manual_seed(0)
-    network = build_model("cnn-4-8", (1, 8, 8), 3)
+    network = channels_last(build_model("cnn-4-8", (1, 8, 8), 3))
     optimizer: torch.optim.Optimizer
     if config.optimizer == "sgd":
         optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)

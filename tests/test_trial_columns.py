@@ -195,7 +195,7 @@ def test_only_the_first_column_is_computed_before_a_trial_begins(
     assert images_in(asked) == 2 * len(prepared.dataset.labels)
 
 
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(turns=st.lists(st.integers(0, 4), max_size=20), views=st.integers(1, 4), stopped=st.sets(st.integers(0, 4)))
 def test_trials_in_any_turn_ask_the_teacher_no_more_than_once_a_view_of_an_image(
     make_experiment: MakeExperiment,

@@ -23,7 +23,7 @@ def trial(number: int, *accuracies: float, epochs: int | None = None, diverged: 
     return TrialRecord(f"{number:04d}", {}, tuple(records))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(pairs)
 def test_correlations_with_ties_are_scipys(given: list[tuple[int, int]]) -> None:
     trials = [trial(k, then / 5, last / 5) for k, (then, last) in enumerate(given)]

@@ -5,7 +5,7 @@ import math
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kdtune.tuning.pareto import MEMORY, Fronts, costs_of, fronts, order, pareto_front
@@ -37,13 +37,11 @@ def split(given: Points) -> tuple[list[float], list[float]]:
     return [value for value, _ in given], [cost for _, cost in given]
 
 
-@settings(deadline=None)
 @given(points)
 def test_a_front_is_what_nobody_dominates_once_the_fronts_before_are_gone(given: Points) -> None:
     assert fronts(*split(given)) == peeled(given)
 
 
-@settings(deadline=None)
 @given(points)
 def test_the_pareto_front_goes_up_in_both_and_names_equals_once(given: Points) -> None:
     front = pareto_front(*split(given))
@@ -54,7 +52,6 @@ def test_the_pareto_front_goes_up_in_both_and_names_equals_once(given: Points) -
     assert all(given.index(given[k]) == k for k in front)  # the first of equals
 
 
-@settings(deadline=None)
 @given(points)
 def test_an_order_has_a_place_for_each_and_never_puts_a_later_front_first(given: Points) -> None:
     places = order(*split(given))

@@ -91,7 +91,7 @@ def test_nobody_is_stopped_among_equals_or_among_three() -> None:
     assert not any(tell(study, seen, 0.5, value) for seen, value in zip(begin(study, 3), (0.9, 0.8, 0.1), strict=True))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 6).map(lambda k: k / 6), min_size=4, max_size=24))
 def test_the_bottom_quarter_gives_way_to_the_top_quarter_as_in_a_sorted_list(values: list[float]) -> None:
     study = new_population(members=len(values))
@@ -139,7 +139,7 @@ def test_a_member_that_diverges_is_the_worst_and_nobody_goes_on_from_it() -> Non
 # --- states
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     picks=st.lists(st.integers(0, 11), min_size=20, max_size=200),
     salt=st.integers(0, 10_000),

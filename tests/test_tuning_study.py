@@ -36,7 +36,7 @@ def state(study: Study) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     picks=st.lists(st.integers(0, 11), min_size=1, max_size=90),
     salt=st.integers(0, 10_000),
