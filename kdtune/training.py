@@ -127,9 +127,10 @@ def new_state(learner: nn.Module, config: Train, device: torch.device) -> Traini
             momentum=config.momentum,
             nesterov=config.nesterov,
             weight_decay=config.weight_decay,
+            fused=True,
         )
     else:
-        optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+        optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
     float16 = precision_of(config, device) == torch.float16
     return TrainingState(learner, optimizer, torch.amp.GradScaler(device.type, enabled=float16))
 

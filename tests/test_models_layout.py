@@ -44,7 +44,7 @@ def test_a_network_gives_the_same_logits_and_gradients_in_either_layout(name: st
     assert not is_channels_last(plain)
     images = torch.randn(4, *SHAPE)
     for network in (plain, other):
-        network.eval()(images).square().sum().backward()  # type: ignore[no-untyped-call]
+        network.eval()(images).square().sum().backward()
     torch.testing.assert_close(other(images), plain(images), rtol=1e-4, atol=1e-4)
     for mine, theirs in zip(other.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=2e-3, atol=2e-3)

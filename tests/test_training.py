@@ -149,9 +149,11 @@ def test_the_loop_equals_a_bare_torch_loop_bit_for_bit(toy: Dataset, values: dic
     network = channels_last(build_model("cnn-4-8", (1, 8, 8), 3))
     optimizer: torch.optim.Optimizer
     if config.optimizer == "sgd":
-        optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
+        optimizer = torch.optim.SGD(
+            network.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True
+        )
     else:
-        optimizer = torch.optim.AdamW(network.parameters(), lr=0.01, weight_decay=5e-4)
+        optimizer = torch.optim.AdamW(network.parameters(), lr=0.01, weight_decay=5e-4, fused=True)
     steps = math.ceil(len(toy.fit) / 16)
     for epoch in range(3):
         network.train()
