@@ -21,16 +21,29 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import cache, driver_scale, overhead, quickstart, search_lcbench, search_surface, step, topk
+from tests.benchmarks import (
+    cache,
+    driver_scale,
+    overhead,
+    peers,
+    quickstart,
+    search_lcbench,
+    search_surface,
+    sharing,
+    step,
+    topk,
+)
 
 Result = tuple[list[dict[str, Any]], dict[str, float]]
 BENCHMARKS: dict[str, Callable[..., Result]] = {
     "cache": cache.measure,
     "driver-scale": driver_scale.measure,
     "overhead": overhead.measure,
+    "peers": peers.measure,
     "quickstart": quickstart.measure,
     "search-lcbench": search_lcbench.measure,
     "search-surface": search_surface.measure,
+    "sharing": sharing.measure,
     "step": step.measure,
     "top-k": topk.measure,
 }
