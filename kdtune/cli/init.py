@@ -217,7 +217,8 @@ final:
 
 resources:                # of one trial; as many run at once as the machine or the cluster holds
   workers_per_trial: 1
-  gpus_per_worker: auto   # 1 where there is a GPU; 0.25 puts four small trials on one
+  gpus_per_worker: auto   # 1 where there is a GPU
+  trials_per_gpu: 1       # auto: as many as train fastest together
 storage: runs             # or an address: s3://bucket/runs
 tracking: [tensorboard]   # mlflow and wandb, too
 """

@@ -64,6 +64,18 @@ class Resources(Section):
     gpus_per_worker: Literal["auto"] | Annotated[float, Field(ge=0)] = Field(
         "auto", description="GPUs of each, fractions allowed; auto is 1 where there is a GPU, else 0."
     )
+    trials_per_gpu: Literal["auto"] | Annotated[int, Field(ge=1, le=64)] = Field(
+        1,
+        description="Trials that share a GPU, each with its own cores; auto tries 1, 2, 4 and 8 before the search "
+        "starts, and takes the number that trains fastest and fits. Nothing on a CPU.",
+    )
+
+    @property
+    def share_of_a_gpu(self) -> float:
+        """What a worker holds of a GPU where there are GPUs; 1 until it is tried how many trials share one."""
+        if self.gpus_per_worker != "auto":
+            return self.gpus_per_worker
+        return 1.0 if self.trials_per_gpu == "auto" else 1 / self.trials_per_gpu
 
     @field_validator("gpus_per_worker")
     @classmethod
@@ -71,6 +83,20 @@ class Resources(Section):
         if gpus != "auto" and gpus > 1:
             raise ValueError("one worker drives at most one GPU")
         return gpus
+
+    @model_validator(mode="after")
+    def _gpus_are_shared_in_one_way(self) -> Self:
+        if self.trials_per_gpu != 1 and self.gpus_per_worker != "auto":
+            raise ValueError(
+                f"trials_per_gpu is {self.trials_per_gpu} and gpus_per_worker {self.gpus_per_worker:g}: one of them "
+                f"says how a GPU is shared. Leave out the other"
+            )
+        if self.trials_per_gpu != 1 and self.workers_per_trial > 1:
+            raise ValueError(
+                f"trials_per_gpu is {self.trials_per_gpu}, but trials of {self.workers_per_trial} workers want a GPU "
+                f"for each worker (NCCL). Leave out trials_per_gpu"
+            )
+        return self
 
     @model_validator(mode="after")
     def _no_two_workers_of_a_trial_on_one_gpu(self) -> Self:

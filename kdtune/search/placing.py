@@ -51,9 +51,8 @@ class Slots:
 
 def place(resources: Resources, nodes: Sequence[Node]) -> Slots:
     """How trials fit. Raises RunError where not even one does, saying what is asked and what there is."""
-    gpus = resources.gpus_per_worker
-    if gpus == "auto":
-        gpus = 1.0 if any(node.gpus for node in nodes) else 0.0
+    found = any(node.gpus for node in nodes)
+    gpus = resources.share_of_a_gpu if found or resources.gpus_per_worker != "auto" else 0.0
     workers = sum(node.count * _workers_on(node, resources.cpus_per_worker, gpus) for node in nodes)
     concurrent = workers // resources.workers_per_trial
     if not concurrent:

@@ -20,6 +20,7 @@ from kdtune.report import summarise, write_summary
 from kdtune.search.away import prepare_away, summarise_away
 from kdtune.search.board import BoardWatcher
 from kdtune.search.final import run_final
+from kdtune.search.per_gpu import share_gpus
 from kdtune.search.placing import Slots
 from kdtune.search.session import LOCAL, session
 from kdtune.search.sharing import check_seen, leave_link, on_cluster
@@ -113,6 +114,7 @@ class _Search:
             # of a search that goes on: it is not over any more, now that nothing refuses it
             (self.folder / "summary.json").unlink(missing_ok=True)
             with session(experiment.resources, self.address) as slots, tracked(self.folder, experiment) as tracking:
+                slots = share_gpus(experiment, materials, slots, self.watch.search_knows)
                 found = None
                 if experiment.search.trials:
                     found = self._winner(self.folder, experiment, materials, slots, tracking)
@@ -147,6 +149,7 @@ class _Search:
         if found is None:
             materials = self._prepared(folder, child)
             with session(child.resources, self.address) as slots, tracked(folder, child) as tracking:
+                slots = share_gpus(child, materials, slots, self.watch.search_knows)
                 found = self._winner(folder, child, materials, slots, tracking)
         return settled(experiment, name, found.best.config)
 

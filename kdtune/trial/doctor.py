@@ -223,7 +223,7 @@ def _clearly(better: float, worse: float, images: int) -> bool:
 
 def memory(experiment: Experiment, dataset: Dataset, device: torch.device) -> Check:
     """Of a step of the largest student that the experiment may train: measured on a GPU, on a CPU only estimated."""
-    workers, share = experiment.resources.workers_per_trial, experiment.resources.gpus_per_worker
+    workers, share = experiment.resources.workers_per_trial, experiment.resources.share_of_a_gpu
     students = {(one.student.model, str(one.student.options)): one for one in configurations(experiment)}
     images = max(2, max(one.train.batch_size for one in students.values()) // workers)
     try:
@@ -240,7 +240,7 @@ def memory(experiment: Experiment, dataset: Dataset, device: torch.device) -> Ch
     if device.type != "cuda":
         return Check("GPU memory", "ok", f"{told}; estimated, since this machine has no GPU to measure it on")
     free, total = torch.cuda.mem_get_info(device)
-    at_once = 1 if share == "auto" or not share else round(1 / share)
+    at_once = round(1 / share) if share else 1
     fits = needed * at_once < TOO_FULL * free
     return Check(
         "GPU memory",

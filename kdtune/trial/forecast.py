@@ -120,6 +120,5 @@ def _slots(experiment: Experiment, device: torch.device) -> int:
     """Trials that this machine runs at a time."""
     resources = experiment.resources
     if device.type == "cuda":
-        share = 1.0 if resources.gpus_per_worker == "auto" else resources.gpus_per_worker
-        return max(1, int(1 / (share or 1.0))) * torch.cuda.device_count()
+        return max(1, int(1 / (resources.share_of_a_gpu or 1.0))) * torch.cuda.device_count()
     return max(1, int((os.cpu_count() or 1) / resources.cpus_per_worker))

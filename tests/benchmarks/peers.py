@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import torch
 
 from kdtune.models import build_model
 from kdtune.training import default_device
+from kdtune.trial.together import Together, epochs_of
 from tests.benchmarks.making import (
     BATCH,
     CLASSES,
@@ -32,7 +34,6 @@ from tests.benchmarks.making import (
     untrained,
 )
 from tests.benchmarks.timing import row
-from tests.benchmarks.together import Together
 from tests.benchmarks.usual import UsualLoop
 
 TRIALS = 20  # that share a cache
@@ -69,7 +70,8 @@ def _times(folder: Path, device: torch.device, repeats: int, count: int, togethe
     )
     everything = torch.arange(len(dataset.labels), device=device)
     materials = replace(bench.materials, dataset=dataset)
-    with Together(together, experiment, materials, device, threads=1) as trials:
+    with Together(partial(epochs_of, experiment, materials, device, threads=1)) as trials:
+        trials.grow(together)
         acts: dict[str, Callable[[], object]] = {
             "usual": usual.epoch,
             "kdtune": trials.epoch,

@@ -12,15 +12,16 @@ import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from kdtune.training import default_device
+from kdtune.trial.together import Together, epochs_of
 from tests.benchmarks.making import BATCH, bench_of, experiment_in, random_images, untrained
 from tests.benchmarks.timing import row
-from tests.benchmarks.together import Together
 
 STUDENT, TEACHER = "resnet8", "resnet8"
 NUMBERS = (1, 2, 4, 8)
@@ -55,12 +56,11 @@ def _times(folder: Path, device: torch.device, repeats: int, count: int) -> dict
     materials = replace(bench_of(experiment, dataset, teacher, device).materials, dataset=dataset)
     cores = len(os.sched_getaffinity(0))
     with ExitStack() as stack:
-        trials = {
-            number: stack.enter_context(
-                Together(number, experiment, materials, device, threads=max(1, cores // number))
-            )
-            for number in NUMBERS
-        }
+        trials = {}
+        for number in NUMBERS:
+            start = partial(epochs_of, experiment, materials, device, threads=max(1, cores // number))
+            trials[number] = stack.enter_context(Together(start))
+            trials[number].grow(number)
         times: dict[int, list[float]] = {number: [] for number in NUMBERS}
         for turn in range(repeats + 1):
             for number in NUMBERS:

@@ -1,0 +1,105 @@
+"""Processes that train at the same time, and how many of them a device takes."""
+
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+
+import psutil
+import pytest
+
+from kdtune.errors import RunError
+from kdtune.trial import Materials
+from kdtune.trial.together import Epoch, Together, best_number, epochs_of
+from tests.conftest import CPU, MakeExperiment
+
+
+def process_and_calls() -> Callable[[], tuple[int, int]]:
+    calls = 0
+
+    def act() -> tuple[int, int]:
+        nonlocal calls
+        calls += 1
+        return os.getpid(), calls
+
+    return act
+
+
+def cannot_begin() -> Callable[[], None]:
+    raise ValueError("there is no room")
+
+
+def dies() -> Callable[[], None]:
+    os._exit(1)
+
+
+def test_processes_are_kept_from_epoch_to_epoch_and_gone_afterwards() -> None:
+    with Together(process_and_calls) as processes:
+        processes.grow(1)
+        ((first, calls),) = processes.epoch()
+        assert first != os.getpid()
+        assert calls == 1
+        processes.grow(2)
+        told = processes.epoch()
+        assert told[0] == (first, 2)
+        assert told[1][1] == 1
+        assert len({process for process, _ in told}) == 2
+    assert not [process for process, _ in told if psutil.pid_exists(process)]
+
+
+@pytest.mark.parametrize(("start", "said"), [(cannot_begin, "there is no room"), (dies, "has died")])
+def test_a_process_that_cannot_begin_says_why(start: Callable[[], Callable[[], None]], said: str) -> None:
+    with Together(start) as processes, pytest.raises(RunError, match=said):
+        processes.grow(1)
+
+
+def test_a_trial_trains_an_epoch_a_call(materials: Materials, make_experiment: MakeExperiment) -> None:
+    with Together(partial(epochs_of, make_experiment({"train.epochs": 9}), materials, CPU, threads=1)) as trials:
+        trials.grow(1)
+        assert trials.epoch() == trials.epoch() == [Epoch(0, 0)]
+
+
+class Device(Together):
+    """A device on which `number` trials take `seconds(number)` for an epoch each, and `bytes_each` of 100."""
+
+    def __init__(self, seconds: Callable[[int], float], bytes_each: int = 1, room: int = 99) -> None:
+        super().__init__(process_and_calls)
+        self.seconds, self.bytes_each, self.room = seconds, bytes_each, room
+        self.number, self.now = 0, 0.0
+
+    def grow(self, count: int) -> None:
+        if count > self.room:
+            raise RunError("out of memory")
+        self.number = count
+
+    def epoch(self) -> list[Epoch]:
+        self.now += self.seconds(self.number)
+        return [Epoch(100 - self.bytes_each * self.number, 100)] * self.number
+
+
+@pytest.mark.parametrize(
+    ("device", "most", "tried"),
+    [
+        (Device(lambda number: 1.0), 8, [1, 2, 4, 8]),  # the device waits most of the time
+        (Device(lambda number: 1.0), 6, [1, 2, 4]),
+        (Device(lambda number: max(1.0, number / 3)), 8, [1, 2, 4, 8]),  # three fit: 8 gain nothing over 4
+        (Device(lambda number: max(1.0, number / 2.05)), 8, [1, 2, 4]),
+        (Device(lambda number: float(number)), 8, [1, 2]),  # it is busy with one
+        (Device(lambda number: 1.0, bytes_each=20), 8, [1, 2, 4]),  # 8 would need 160 of 100
+        (Device(lambda number: 1.0, bytes_each=50), 8, [1]),
+        (Device(lambda number: 1.0, room=3), 8, [1, 2]),
+    ],
+)
+def test_the_number_doubles_while_it_pays_and_fits(
+    device: Device, most: int, tried: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "perf_counter", lambda: device.now)
+    rates = best_number(device, most)
+    assert list(rates) == tried
+    for number, rate in rates.items():
+        assert rate == pytest.approx(number / device.seconds(number))
+
+
+def test_one_trial_that_does_not_fit_is_an_error() -> None:
+    with pytest.raises(RunError, match="out of memory"):
+        best_number(Device(lambda number: 1.0, room=0), 8)
