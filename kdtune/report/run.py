@@ -22,7 +22,7 @@ from kdtune.experiment.space import parse
 from kdtune.records import BEST, DISTILLED, read_lines, read_object
 from kdtune.report.reading import Told, final_epochs, final_lines, final_runs, read_told
 from kdtune.report.summary import read_summary
-from kdtune.trial import asked, is_of, jobs_of
+from kdtune.trial import SINGLE, asked, is_of, jobs_of
 from kdtune.tuning.curves import foretell
 from kdtune.tuning.making import make_study
 from kdtune.tuning.samplers import Random
@@ -94,9 +94,22 @@ class Run:
         return list(chosen.values())
 
     @property
+    def single(self) -> bool:
+        """Whether it is of `kdtune train`: one student, with the file's own configuration. A search has no trial that
+        tries nothing."""
+        if self.configs:
+            return list(self.configs.values()) == [{}]
+        return self.summary is None and self.folder.resolve().name == f"{self.experiment.name}{SINGLE}"
+
+    @property
+    def searched(self) -> bool:
+        """Whether there is a search at all, of which there is a winner."""
+        return self.experiment.search.trials > 0 and not self.single
+
+    @property
     def winner_name(self) -> str:
         """Of its row in the results table."""
-        return BEST if self.experiment.search.trials else DISTILLED
+        return BEST if self.searched else DISTILLED
 
     @cached_property
     def foretold(self) -> pd.DataFrame:
