@@ -5,10 +5,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kdtune.cli.completing import runs
+
 if TYPE_CHECKING:
     from kdtune.report.run import Run
 
-Folder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/digits.", show_default=False)]
+Folder = Annotated[
+    Path,
+    typer.Argument(metavar="RUN", help="A run folder, such as runs/digits.", show_default=False, autocompletion=runs),
+]
 Open = Annotated[bool, typer.Option("--open", help="Open the page in the browser.")]
 Serve = Annotated[
     bool, typer.Option("--serve", help="Serve the page on this machine, drawn again as the search goes on.")
