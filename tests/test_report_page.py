@@ -156,11 +156,26 @@ def test_it_is_told_how_far_a_single_training_is(tmp_path: Path) -> None:
     assert Page(render(lost)).sections == ["verdict", "curves", "time", "experiment"]
 
 
+def test_null_and_unused_are_told_apart(tmp_path: Path) -> None:
+    folder = write_run(tmp_path)
+    path = folder / "trials.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:
+        if line["trial"] != "0000":
+            line["config"]["distill.learned_temperature"] = None
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (trials,) = [table for table in Page(render(load_run(folder))).tables if "in full" in table[0]]
+    column = trials[0].index("learned_temperature")
+    assert {row[0]: row[column] for row in trials[1:]} == {f"{k:04d}": "null" if k else "unused" for k in range(8)}
+
+
 def test_a_comparison_under_way_tells_how_many_of_its_runs_there_are(tmp_path: Path) -> None:
     folder = run_without_search(tmp_path)
     (folder / "summary.json").unlink()
-    path = folder / "final.jsonl"  # whose runs are the last ones wanted, as of a version that did not tell them apart
-    path.write_text(path.read_text().replace('"made_of": "000000000000", ', ""))
+    lines = [json.loads(line) for line in (folder / "final.jsonl").read_text().splitlines()]
+    for line in lines:
+        del line["made_of"]  # as of a version that did not tell them apart
+    (folder / "final.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert "Not finished: 9 of 9 runs of the final stage; nothing is searched." in render(load_run(folder))
 
 
