@@ -25,7 +25,7 @@ from kdtune.records import EpochRecord, append_line, write_text
 from kdtune.report.answers import agreement, packed, unpacked
 from kdtune.report.calibration import calibration, in_bins
 from kdtune.report.verdict import paired, verdict
-from kdtune.trial import asked
+from kdtune.trial import Job, asked, jobs_of
 
 EPOCHS = 6
 CLASSES = tuple("0123456789")
@@ -149,21 +149,22 @@ def _finish(folder: Path, experiment: Experiment) -> None:
                "budget_spent": None, "seconds": 12.5, "retried": retried}  # fmt: skip
     write_text(folder / "final" / "winner.json", json.dumps(outcome, indent=2))
     labels = torch.arange(TEST_IMAGES) % len(CLASSES)
-    lines = [_line(winner, labels, name, seed) for name in ROWS for seed in SEEDS]
+    lines = [_line(job, labels) for job in jobs_of(experiment, winner)]
     for line in lines:
         append_line(folder / "final.jsonl", line)
     write_text(folder / "summary.json", json.dumps(_summary(labels, lines, outcome), indent=2))
 
 
-def _line(winner: Experiment, labels: Tensor, name: str, seed: int) -> dict[str, Any]:
-    answers, confidences = answers_of(labels, ROWS[name], seed)
+def _line(job: Job, labels: Tensor) -> dict[str, Any]:
+    answers, confidences = answers_of(labels, ROWS[job.name], job.seed)
     pairs = labels * len(CLASSES) + answers
     table = torch.bincount(pairs, minlength=len(CLASSES) ** 2).view(len(CLASSES), -1)
-    records = curve(winner, EPOCHS, 0.9, alone=name == "student alone", whole=True)
+    records = curve(job.experiment, EPOCHS, 0.9, alone=job.alone, whole=True)
     return {
-        "name": name,
-        "seed": seed,
+        "name": job.name,
+        "seed": job.seed,
         "made_of": "0" * 12,
+        "config": job.config,
         "test_accuracy": agreement(answers, labels),
         "answers": packed(answers),
         "calibration": in_bins(confidences, answers == labels),

@@ -106,6 +106,17 @@ def run_without_search(parent: Path) -> Path:
     return folder
 
 
+def single_run(parent: Path, epochs: int = 6) -> Path:
+    """Of `kdtune train`: one student, with the file's own configuration, so far."""
+    told = (write_run(parent / "of") / "trials.jsonl").read_text().splitlines()[:epochs]
+    folder = parent / "example-train"
+    folder.mkdir()
+    write_text(folder / "experiment.yaml", dump(experiment_of(parent)))
+    for line in map(json.loads, told):
+        append_line(folder / "trials.jsonl", {**line, "config": {}})
+    return folder
+
+
 def run_of_an_earlier_version(parent: Path) -> Path:
     """Its summary has none of the keys that came later."""
     folder = write_run(parent)

@@ -298,7 +298,7 @@ def test_a_trial_that_failed_is_tried_again_by_the_next_driver(tmp_path: Path) -
     assert begin(recorder) == number + 1
     assert "Traceback" not in json.dumps(recorder.board.rows["0000"].error)
     (line,) = read_lines(tmp_path / "errors.jsonl")
-    assert line["text"] == DISK_FULL
+    assert (line["text"], line["epoch"]) == (DISK_FULL, 1)
     assert begin(recorder_of(tmp_path)) == number
 
 

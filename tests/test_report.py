@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import webbrowser
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from kdtune.records import EpochRecord, TrialRecord, append_line
 from kdtune.report import summarise
 from kdtune.trial import Found, Materials
 from tests.conftest import CPU, MakeExperiment
+from tests.pages import single_run
 
 LINES = [{"name": "best", "seed": 1, "test_accuracy": 0.5, "epochs": []}]
 RUNG = {"epoch": 6, "trials": 12, "spearman": 0.81, "kendall": 0.64, "low": 0.42, "high": 0.95}
@@ -130,3 +132,18 @@ def test_a_run_that_has_not_finished_is_reported_so_far(make_experiment: MakeExp
         "trial 0001   70.00%  epoch 1/2  alpha 0.5",
         "trial 0002    0.00%  epoch 2/2  alpha 0.5",
     ]
+
+
+def test_the_page_is_opened_where_that_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    addresses: list[str] = []
+    monkeypatch.setattr(webbrowser, "open", addresses.append)
+    monkeypatch.chdir(tmp_path)
+    single_run(tmp_path / "a b")
+    folder = Path("a b", "example-train")
+    assert CliRunner().invoke(app, ["report", str(folder)]).exit_code == 0
+    assert addresses == []
+    assert CliRunner().invoke(app, ["report", str(folder), "--open"]).exit_code == 0
+    assert addresses == [f"file://{tmp_path}/a%20b/example-train/report.html"]
+    other = single_run(tmp_path / "c")
+    assert CliRunner().invoke(app, ["compare", str(folder), str(other), "--open", "--to", "both.html"]).exit_code == 0
+    assert addresses[1:] == [f"file://{tmp_path}/both.html"]

@@ -1,7 +1,9 @@
 """What figures are made of: the run's own numbers, in their places."""
 
+import json
+from pathlib import Path
+
 import numpy as np
-import pandas as pd
 import pytest
 
 from kdtune.report.figures import confusion, style
@@ -9,7 +11,7 @@ from kdtune.report.figures.calibration import reliability
 from kdtune.report.figures.compare import best_so_far
 from kdtune.report.figures.curves import learning_curves
 from kdtune.report.figures.fidelity import rank_correlation
-from kdtune.report.figures.parallel import UNSET, axis_of, parallel_coordinates
+from kdtune.report.figures.parallel import NULL, UNSET, axis_of, parallel_coordinates
 from kdtune.report.figures.results import accuracies
 from kdtune.report.figures.schedules import schedule, values_of
 from kdtune.report.figures.style import DARK, number_of, row_style, thinned
@@ -69,6 +71,27 @@ def test_the_map_has_temperature_alpha_and_accuracy(run: Run) -> None:
     assert "0006" not in points
 
 
+def test_what_is_foretold_of_a_good_beginning_stays_an_accuracy(tmp_path: Path) -> None:
+    """Others gained 35 points after the second epoch; a trial that has 90% by then cannot."""
+    folder = write_run(tmp_path)
+    lines = [json.loads(line) for line in (folder / "trials.jsonl").read_text().splitlines()]
+    for line in lines:
+        if line["trial"] == "0003":  # stopped after two epochs
+            line["val_accuracy"] = 0.9
+    (folder / "trials.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run = load_run(folder)
+    told = {
+        about[0]: colour
+        for trace in temperature_alpha_map(run).data
+        if trace.customdata is not None and trace.name != "best"
+        for about, colour in zip(trace.customdata, trace.marker.color, strict=True)
+    }
+    assert 0.95 < told["0003"] < 0.995
+    assert told["0005"] < 0.95
+    spread = run.foretold["spread"][run.trials["trial"] == "0003"].item()
+    assert 0 < spread < 1 - told["0003"]
+
+
 def test_parallel_coordinates_have_an_axis_a_path_and_the_accuracy_last(run: Run) -> None:
     (trace,) = parallel_coordinates(run).data
     labels = [axis.label for axis in trace.dimensions]
@@ -77,15 +100,25 @@ def test_parallel_coordinates_have_an_axis_a_path_and_the_accuracy_last(run: Run
 
 
 def test_an_axis_has_places_for_words_logarithms_for_wide_ranges_and_one_for_what_is_inactive() -> None:
-    words = axis_of("kind", pd.Series(["b", "a", None, "b"]))
+    words = axis_of("kind", ["b", "a", None, "b"], [False, False, True, False])
     assert (words["ticktext"], list(words["values"])) == ([UNSET, "a", "b"], [2, 1, 0, 2])
-    wide = axis_of("temperature", pd.Series([1.0, 10.0, 100.0]))
+    wide = axis_of("temperature", [1.0, 10.0, 100.0], [False] * 3)
     np.testing.assert_allclose(wide["values"], [0, 1, 2])
     assert {"1", "10", "100"} <= set(wide["ticktext"])
-    gaps = axis_of("alpha", pd.Series([0.5, None, 0.6]))
+    gaps = axis_of("alpha", [0.5, None, 0.6], [False, True, False])
     assert gaps["values"][1] < 0.5
     assert gaps["ticktext"][0] == UNSET
-    assert axis_of("one", pd.Series([3.0, 3.0]))["ticktext"] == ["3.0"]
+    assert axis_of("one", [3.0, 3.0], [False, False])["ticktext"] == ["3.0"]
+
+
+def test_null_and_unused_have_a_place_each() -> None:
+    words = axis_of("kind", ["b", None, None], [False, False, True])
+    assert (words["ticktext"], list(words["values"])) == ([UNSET, NULL, "b"], [2, 1, 0])
+    numbers = axis_of("alpha", [0.5, None, None, 0.6], [False, False, True, False])
+    assert numbers["ticktext"][:2] == [UNSET, NULL]
+    assert numbers["range"][0] == numbers["values"][2] < numbers["values"][1] < 0.5
+    wide = axis_of("temperature", [1.0, 100.0, None], [False, False, False])
+    assert (wide["ticktext"][0], list(wide["values"])) == (NULL, pytest.approx([0, 2, -0.24]))
 
 
 def test_schedules_are_the_winner_s_and_the_textbook_s(run: Run) -> None:

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from sklearn.inspection import permutation_importance
 from sklearn.linear_model import LinearRegression
@@ -46,8 +45,15 @@ def test_shuffling_is_scikit_learn_s() -> None:
 
 
 def test_options_that_are_inactive_in_some_trials_have_no_number_there() -> None:
-    np.testing.assert_array_equal(codes(pd.Series(["hint", None, "attention", "hint"])), [1, np.nan, 0, 1])
-    np.testing.assert_array_equal(codes(pd.Series([None, "one", 2.0], dtype=object)), [np.nan, 1, 0])
+    unused = [False, True, False, False]
+    np.testing.assert_array_equal(codes(["hint", None, "attention", "hint"], unused), [1, np.nan, 0, 1])
+    np.testing.assert_array_equal(codes([0.5, None, 2.0, "one"], unused), [0, np.nan, 1, 2])
+
+
+def test_null_is_a_value_like_others() -> None:
+    unused = [False, False, True]
+    np.testing.assert_array_equal(codes(["hint", None, None], unused), [1, 0, np.nan])
+    np.testing.assert_array_equal(codes([0.5, None, None], unused), [0.5, -1, np.nan])
 
 
 def test_few_trials_are_said_to_be_too_few(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Callable
 from html import unescape
 from pathlib import Path
@@ -16,10 +17,19 @@ from kdtune.report import importance, page
 from kdtune.report.figures.time import PARTS
 from kdtune.report.page import render, write_report
 from kdtune.report.run import Run, load_run
-from kdtune.report.sections.outcome import time
+from kdtune.report.sections.outcome import so_far, time
 from kdtune.search.run import draw
 from tests.example_run import experiment_of, write_run
-from tests.pages import NASTY, UNICODE, Page, long_run, nasty_run, run_of_an_earlier_version, run_without_search
+from tests.pages import (
+    NASTY,
+    UNICODE,
+    Page,
+    long_run,
+    nasty_run,
+    run_of_an_earlier_version,
+    run_without_search,
+    single_run,
+)
 
 ORDER = ["verdict", "results", "curves", "temperature", "parallel", "importance", "schedules", "terms", "confusion",
          "calibration", "fidelity", "time", "experiment"]  # fmt: skip
@@ -112,6 +122,61 @@ def test_a_run_that_lacks_something_has_a_page_all_the_same(
     text = render(load_run(make(tmp_path)))
     assert set(Page(text).sections) == set(ORDER) - absent
     assert says in text
+
+
+def words(text: str) -> str:
+    """What people read of a page, but for the experiment file."""
+    body = re.sub(r"<(script|style|pre)\b.*?</\1>", "", text[text.index("<body") :], flags=re.DOTALL)
+    return " ".join(unescape(re.sub(r"<[^>]+>", " ", body)).split())
+
+
+def test_a_student_that_was_trained_without_a_search_is_not_told_as_one(tmp_path: Path) -> None:
+    told = words(render(load_run(single_run(tmp_path))))
+    assert "The student came to a validation accuracy of 92.50% in 6 epochs. One configuration, trained once" in told
+    assert "kdtune train with this file repeats the run" in told
+    for absent in ("trial", "best", "winner", "importan", "stopped", "rung", "final stage", "kdtune search"):
+        assert absent not in told, absent
+    assert Page(render(load_run(tmp_path / "example-train"))).sections == [
+        "verdict", "curves", "schedules", "terms", "time", "experiment",
+    ]  # fmt: skip
+
+
+def test_it_is_told_how_far_a_single_training_is(tmp_path: Path) -> None:
+    half, begun = single_run(tmp_path / "half", epochs=2), single_run(tmp_path / "begun", epochs=0)
+    told = "Not finished: 2 of 6 epochs, validation accuracy 70.28%."
+    assert so_far(load_run(half)) == told
+    assert so_far(load_run(begun)) == "Not finished: the student has no epoch behind it yet."
+    printed = CliRunner().invoke(app, ["report", str(half)]).stdout.splitlines()
+    assert printed == [f"{told} The same `kdtune train` goes on with it.", f"Report: {half / 'report.html'}"]
+    path = half / "trials.jsonl"
+    lines = [json.loads(line) | {"loss": None} for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    lost = load_run(half)
+    assert so_far(lost) == "The student diverged in epoch 2 of 6."
+    assert Page(render(lost)).sections == ["verdict", "curves", "time", "experiment"]
+
+
+def test_null_and_unused_are_told_apart(tmp_path: Path) -> None:
+    folder = write_run(tmp_path)
+    path = folder / "trials.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:
+        if line["trial"] != "0000":
+            line["config"]["distill.learned_temperature"] = None
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (trials,) = [table for table in Page(render(load_run(folder))).tables if "in full" in table[0]]
+    column = trials[0].index("learned_temperature")
+    assert {row[0]: row[column] for row in trials[1:]} == {f"{k:04d}": "null" if k else "unused" for k in range(8)}
+
+
+def test_a_comparison_under_way_tells_how_many_of_its_runs_there_are(tmp_path: Path) -> None:
+    folder = run_without_search(tmp_path)
+    (folder / "summary.json").unlink()
+    lines = [json.loads(line) for line in (folder / "final.jsonl").read_text().splitlines()]
+    for line in lines:
+        del line["made_of"]  # as of a version that did not tell them apart
+    (folder / "final.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "Not finished: 9 of 9 runs of the final stage; nothing is searched." in render(load_run(folder))
 
 
 def test_a_run_with_no_trial_yet_and_one_with_a_single_trial(tmp_path: Path) -> None:

@@ -158,6 +158,31 @@ def test_records_that_another_version_has_judged_count_as_running(tmp_path: Path
     assert set(run.trials["status"]) == {"complete", "running"}
 
 
+def test_a_trial_that_failed_and_then_went_on_has_not_failed(folder: Path, tmp_path: Path) -> None:
+    """0003 was stopped at epoch 2, 0005 at epoch 4."""
+    for name in ("experiment.yaml", "trials.jsonl"):
+        (tmp_path / name).write_text((folder / name).read_text())
+    (tmp_path / "final").mkdir()
+    (tmp_path / "final" / "winner.json").write_text('{"trial": "0001"}')
+
+    def statuses(*told: tuple[str, dict[str, int]]) -> list[str]:
+        (tmp_path / "errors.jsonl").unlink(missing_ok=True)
+        for trial, more in told:
+            append_line(tmp_path / "errors.jsonl", {"trial": trial, "error": "lost", "times": 0, "at": 1.0, **more})
+        return [load_run(tmp_path).trials.set_index("trial").loc[name, "status"] for name in ("0003", "0005")]
+
+    assert statuses(("0003", {"epoch": 1}), ("0005", {"epoch": 4})) == ["stopped", "failed"]
+    assert statuses(("0005", {"epoch": 2})) == ["stopped", "stopped"]
+    assert statuses(("0005", {"epoch": 2}), ("0005", {"epoch": 4})) == ["stopped", "failed"]
+    assert statuses(("0003", {})) == ["failed", "stopped"]  # an earlier version did not say when
+
+
+def test_a_trial_that_failed_has_failed_while_the_search_goes_on(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, finished=False)
+    append_line(folder / "errors.jsonl", {"trial": "0007", "error": "lost", "times": 0, "epoch": 1, "at": 1.0})
+    assert list(load_run(folder).trials["status"][6:]) == ["running", "failed"]
+
+
 def test_a_forecast_is_what_was_measured_where_a_trial_ran_in_full(folder: Path) -> None:
     run = load_run(folder)
     full = (run.trials["status"] == "complete").to_numpy()

@@ -97,6 +97,19 @@ class TestFinalJobs:
         assert jobs[0].experiment.distill.temperature.start == 7
         assert jobs[-1].experiment.distill.temperature.start == 4
 
+    def test_each_says_its_configuration_as_trials_name_it(self) -> None:
+        winner = with_values(DIGITS, {"distill.temperature.kind": "exponential", "distill.temperature.end_ratio": 0.25})
+        best, alone, book = jobs_of(DIGITS, winner)[::5]
+        assert best.config.items() >= {
+            ("teacher", "teacher"), ("student.model", "cnn-16"), ("train.learning_rate", 0.1),
+            ("distill.temperature.kind", "exponential"), ("distill.temperature.end_ratio", 0.25),
+            ("distill.logit_loss", "kl"),
+        }  # fmt: skip
+        assert "distill.temperature.end" not in best.config
+        assert not any(path.startswith(("distill", "teacher")) for path in alone.config)
+        assert {path: value for path, value in best.config.items() if path in alone.config} == alone.config
+        assert (book.config["distill.temperature.kind"], book.config["distill.temperature.start"]) == ("fixed", 4.0)
+
     def test_what_an_earlier_winner_gave_counts_only_where_the_new_one_is_trained_alike(self) -> None:
         """A search that went on may find another winner."""
         first = {job.key for job in jobs_of(DIGITS, with_values(DIGITS, {"distill.temperature.start": 7.0}))}

@@ -156,6 +156,7 @@ def test_a_trial_that_diverged_has_failed_and_what_a_budget_ended_has_not(folder
 @pytest.mark.parametrize("tool", ["tensorboard", "mlflow"])
 def test_runs_of_the_final_stage_are_told_with_their_accuracy_on_test_images(folder: Path, tool: str) -> None:
     line = {"name": "student alone", "seed": 2, "made_of": "abc", "test_accuracy": 0.875, "diverged": False}
+    line["config"] = {"train.learning_rate": 0.1, "train.milestones": [0.5, 0.75]}
     append_line(folder / "final.jsonl", {**line, "epochs": [record(epoch) for epoch in (1, 2, 3)]})
     tell(folder, tool, {})
     ((name, shown),) = READERS[tool](folder).items()
@@ -163,7 +164,10 @@ def test_runs_of_the_final_stage_are_told_with_their_accuracy_on_test_images(fol
     assert shown.curves["test_accuracy"] == [(3, 0.875)]
     assert len(shown.curves["loss"]) == 3
     assert shown.ended == "FINISHED"
-    assert shown.config["row"] == "student alone"
+    assert shown.config == {
+        "row": "student alone", "seed": "2" if tool == "mlflow" else "2.0", "train.learning_rate": "0.1",
+        "train.milestones": "[0.5, 0.75]",
+    }  # fmt: skip
 
 
 def test_a_search_of_the_same_name_in_another_folder_has_runs_of_its_own(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import math
 import random
 import statistics
 import subprocess
@@ -11,7 +12,7 @@ from hyperopt import STATUS_OK, Domain, Trials, hp, tpe
 
 from kdtune.experiment import parse as parse_experiment
 from kdtune.experiment.space import Parameter, active, encoded, parse
-from kdtune.tuning.curves import BEST, LATEST, foretell, levels_of, within_memory
+from kdtune.tuning.curves import BEST, LATEST, foretell, foretell_bounded, levels_of, within_memory
 from kdtune.tuning.gaussian import GaussianProcess
 from kdtune.tuning.making import SAMPLERS, make_study
 from kdtune.tuning.samplers import Random, Turns, startup_of
@@ -218,6 +219,18 @@ class TestCurves:
         full = [with_curve(n, [0.01 * epoch for epoch in range(1, 53)]) for n in range(3)]
         early = with_curve(3, [0.01 * epoch for epoch in range(1, 31)], "running")
         assert foretell([*full, early], 52).values[3] == pytest.approx(0.52)
+
+    def test_for_people_a_gain_is_one_of_log_odds_and_what_ran_in_full_is_as_it_was_measured(self) -> None:
+        def share(odds: float) -> float:
+            return odds / (1 + odds)
+
+        full = [with_curve(n, [share(odds), share(4 * odds)]) for n, odds in enumerate((0.5, 1.0, 2.0))]
+        ahead, perfect = with_curve(3, [share(9.0)], "stopped"), with_curve(4, [0.5, 1.0])
+        lost = with_curve(5, [0.9, 0.0], "diverged")
+        told = foretell_bounded([*full, ahead, perfect, lost], 2)
+        assert told.values == pytest.approx([share(2), share(4), share(8), share(36), 1.0, 0.0])
+        odds_spread = statistics.stdev([math.log(4)] * 3 + [math.log(0.999 / 0.001)])
+        assert told.spreads == pytest.approx([0, 0, 0, odds_spread * share(36) * (1 - share(36)), 0, 0])
 
     def test_the_best_of_those_that_ran_in_full_and_the_latest_stay_in_memory(self) -> None:
         source = random.Random(0)

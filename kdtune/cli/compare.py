@@ -5,13 +5,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kdtune.cli import completing
+
 if TYPE_CHECKING:
     from rich.table import Table
 
     from kdtune.report.compare import Compared
 
 Folders = Annotated[
-    list[Path], typer.Argument(metavar="RUN RUN ...", help="Run folders, two or more.", show_default=False)
+    list[Path],
+    typer.Argument(
+        metavar="RUN RUN ...", help="Run folders, two or more.", show_default=False, autocompletion=completing.runs
+    ),
 ]
 To = Annotated[Path, typer.Option("--to", metavar="FILE", help="The page.")]
 Open = Annotated[bool, typer.Option("--open", help="Open the page in the browser.")]

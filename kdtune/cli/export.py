@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kdtune.cli.completing import runs
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -14,7 +16,9 @@ SAFETENSORS = "safetensors"
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="A run folder, e.g. runs/digits.", show_default=False)],
+    run: Annotated[
+        Path, typer.Argument(help="A run folder, e.g. runs/digits.", show_default=False, autocompletion=runs)
+    ],
     to: Annotated[
         Path | None, typer.Option(help="Folder to write; RUN/student by default.", show_default=False)
     ] = None,

@@ -8,23 +8,29 @@ from typing import Annotated, Any
 
 import typer
 
+from kdtune.cli.completing import datasets, models
 from kdtune.errors import ExperimentError, KdtuneError, Problem, nearest
 
 DATASETS = "digits, mnist, fashion-mnist, cifar10, cifar100, folder or imagenet"
 Target = Annotated[Path, typer.Argument(help="The file to write.")]
-DatasetOption = Annotated[str | None, typer.Option("--dataset", help=f"{DATASETS}.", show_default=False)]
+DatasetOption = Annotated[
+    str | None, typer.Option("--dataset", help=f"{DATASETS}.", show_default=False, autocompletion=datasets)
+]
 Root = Annotated[str | None, typer.Option("--root", help="Folder of the data set.", show_default=False)]
 ImageSize = Annotated[
     int | None, typer.Option("--image-size", help="Side of the images of a folder data set.", show_default=False)
 ]
 TeacherOption = Annotated[
-    str | None, typer.Option("--teacher", help="A model of `kdtune list models`.", show_default=False)
+    str | None,
+    typer.Option("--teacher", help="A model of `kdtune list models`.", show_default=False, autocompletion=models),
 ]
 Weights = Annotated[
     str | None,
     typer.Option("--weights", help="The teacher's checkpoint; without one it is trained.", show_default=False),
 ]
-StudentOption = Annotated[str | None, typer.Option("--student", help="A smaller model.", show_default=False)]
+StudentOption = Annotated[
+    str | None, typer.Option("--student", help="A smaller model.", show_default=False, autocompletion=models)
+]
 Epochs = Annotated[int | None, typer.Option("--epochs", help="Of a student.", show_default=False)]
 Trials = Annotated[int | None, typer.Option("--trials", help="Configurations to try.", show_default=False)]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing: what no flag says is as usual for the data set.")]

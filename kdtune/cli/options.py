@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kdtune.cli.completing import students
+
 if TYPE_CHECKING:
     from kdtune.experiment import Experiment
 
@@ -31,6 +33,7 @@ Student = Annotated[
     typer.Argument(
         help="An export folder such as runs/digits/student, or a file of it (.onnx, .pt2, .torchscript, .safetensors).",
         show_default=False,
+        autocompletion=students,
     ),
 ]
 AllowCode = Annotated[

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kdtune.cli.completing import searches
 from kdtune.errors import RunError
 
 if TYPE_CHECKING:
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 Name = Annotated[
     str | None,
     typer.Argument(
-        help="Name of a search on a cluster, or its run folder; by default the only one.", show_default=False
+        help="Name of a search on a cluster, or its run folder; by default the only one.",
+        show_default=False,
+        autocompletion=searches,
     ),
 ]
 LABEL = 10  # characters, as in the lines of a local search

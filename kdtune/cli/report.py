@@ -5,10 +5,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kdtune.cli.completing import runs
+
 if TYPE_CHECKING:
     from kdtune.report.run import Run
 
-Folder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/digits.", show_default=False)]
+Folder = Annotated[
+    Path,
+    typer.Argument(metavar="RUN", help="A run folder, such as runs/digits.", show_default=False, autocompletion=runs),
+]
 Open = Annotated[bool, typer.Option("--open", help="Open the page in the browser.")]
 Serve = Annotated[
     bool, typer.Option("--serve", help="Serve the page on this machine, drawn again as the search goes on.")
@@ -92,12 +97,16 @@ def _serve(folder: Path, port: int | None, *, open_: bool) -> None:
 
 def _so_far(run: "Run") -> list[str]:
     from kdtune.cli.progress import short_config
+    from kdtune.report.sections.outcome import so_far
 
+    over = run.single and run.trials["status"].isin(["complete", "diverged"]).any()
+    again = "" if over else f" The same `kdtune {'train' if run.single else 'search'}` goes on with it."
+    if run.single:
+        return [so_far(run) + again]
     trials = run.trials.assign(full=run.trials["status"] == "complete")
     best = trials.sort_values(["full", "val_accuracy"], ascending=False, kind="stable").head(SHOWN)
     return [
-        f"Not finished: {len(trials)} of {run.experiment.search.trials} trials begun, {len(run.epochs)} epochs; "
-        f"{trials['full'].sum()} of them ran in full. The same `kdtune search` goes on with it.",
+        so_far(run) + again,
         *(
             f"trial {one.trial}  {one.val_accuracy:7.2%}  epoch {one.epochs}/{one.planned}  "
             f"{short_config(run.configs[one.trial])}"

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kdtune.cli.completing import runs
 from kdtune.cli.options import File, Overrides, read, resumable
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ WarmStart = Annotated[
         "--warm-start",
         metavar="RUN",
         show_default=False,
+        autocompletion=runs,
         help="Run folder of a former search, whose trials the sampler knows from the start; as search.warm_start. "
         "May be repeated.",
     ),

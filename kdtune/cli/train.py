@@ -5,8 +5,6 @@ from functools import partial
 from kdtune.cli.options import File, Overrides, read, resumable
 from kdtune.errors import KdtuneError
 
-SUFFIX = "-train"
-
 
 def train(file: File = None, overrides: Overrides = None) -> None:
     """Train the student once with the file's own `distill` section, and export it.
@@ -19,9 +17,9 @@ def train(file: File = None, overrides: Overrides = None) -> None:
     from kdtune.export import card, export_student
     from kdtune.records import append_line, mend
     from kdtune.training import default_device
-    from kdtune.trial import Bench, columns_of, prepare, remember, with_assistants, working
+    from kdtune.trial import SINGLE, Bench, columns_of, prepare, remember, with_assistants, working
 
-    with resumable(), watcher() as watch, working(experiment, SUFFIX) as (folder, _):
+    with resumable(), watcher() as watch, working(experiment, SINGLE) as (folder, _):
         path = folder / "trials.jsonl"
         mend(path)
         device = default_device()

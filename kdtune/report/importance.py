@@ -12,6 +12,7 @@ was stopped early the accuracy is the one that its curve foretells. A forest tha
 to tell.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +44,7 @@ def importance(run: Run) -> Importance:
     rows = np.flatnonzero(sound)
     rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), MOST)).round().astype(int)] if len(rows) else rows
     trials, accuracy = run.trials.iloc[rows], run.foretold["value"].to_numpy()[rows]
-    features = {path: codes(trials[path]) for path in run.paths}
+    features = {path: codes(*run.tried(path, trials["trial"])) for path in run.paths}
     features = {path: code for path, code in features.items() if len(np.unique(code[~np.isnan(code)])) > 1}
     none = pd.DataFrame({"path": [], "mean": [], "low": [], "high": []})
     if len(rows) < FEWEST:
@@ -65,16 +66,19 @@ def importance(run: Run) -> Importance:
     return Importance(frame.sort_values("mean", ascending=False, ignore_index=True), explained, len(rows))
 
 
-def codes(values: pd.Series) -> Any:  # a numpy array
-    """Numbers as they are, options by their place in the alphabet, NaN where the path is inactive."""
+def codes(values: Sequence[Any], unused: Sequence[bool]) -> Any:  # a numpy array
+    """Numbers as they are, null below them; options by their place in the alphabet; NaN where the path is inactive."""
     from kdtune.report.figures.style import number_of
 
-    missing = values.isna().to_numpy()
-    numbers = np.array([number_of(value) for value in values])
-    if np.isfinite(numbers[~missing]).all():
-        return numbers
+    gone = np.array(unused, dtype=bool)
+    null = np.array([value is None for value in values], dtype=bool) & ~gone
+    numbers = np.array([number_of(value) for value in values], dtype=float)
+    known = numbers[~(gone | null)]
+    if np.isfinite(known).all():
+        return np.where(null, known.min(initial=0.0) - 1, numbers)
     found = np.full(len(values), np.nan)
-    found[~missing] = np.unique(values[~missing].astype(str), return_inverse=True)[1]
+    words = ["" if value is None else str(value) for value in values]
+    found[~gone] = np.unique(np.array(words)[~gone], return_inverse=True)[1]
     return found
 
 

@@ -7,7 +7,8 @@
 It may be read while the search is under way: `summary` is None until the run is over.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,8 +23,8 @@ from kdtune.experiment.space import parse
 from kdtune.records import BEST, DISTILLED, read_lines, read_object
 from kdtune.report.reading import Told, final_epochs, final_lines, final_runs, read_told
 from kdtune.report.summary import read_summary
-from kdtune.trial import asked, is_of, jobs_of
-from kdtune.tuning.curves import foretell
+from kdtune.trial import SINGLE, asked, is_of, jobs_of
+from kdtune.tuning.curves import foretell_bounded
 from kdtune.tuning.making import make_study
 from kdtune.tuning.samplers import Random
 from kdtune.tuning.study import DIVERGED, Seen
@@ -35,7 +36,8 @@ class Run:
 
     trials        trial, status (complete, stopped, running, diverged, failed), epochs (how far it came), planned,
                   val_accuracy (of its last epoch; 0 where it diverged), cost (of search.second_objective), and one
-                  column for each path that is searched: missing where the path is inactive in the trial
+                  column for each path that is searched: missing where the path is inactive in the trial, or its value
+                  null (`configs` tells these apart)
     epochs        one row an epoch of a trial: trial, epoch, epochs (planned), at (seconds of the search), loss,
                   `term.<name>` (weighted terms of the loss, they add up to it), val_accuracy, val_loss, learning_rate,
                   seconds, waited, temperature, alpha, feature_weight
@@ -57,6 +59,11 @@ class Run:
     def paths(self) -> list[str]:
         """Dotted paths that trials differ in."""
         return list(dict.fromkeys(path for config in self.configs.values() for path in config))
+
+    def tried(self, path: str, trials: Iterable[str]) -> tuple[list[Any], list[bool]]:
+        """Of each trial the value of a path, and whether the path is inactive in it (its value is None then, too)."""
+        configs = [self.configs[trial] for trial in trials]
+        return [config.get(path) for config in configs], [path not in config for config in configs]
 
     @cached_property
     def best(self) -> str | None:
@@ -94,9 +101,22 @@ class Run:
         return list(chosen.values())
 
     @property
+    def single(self) -> bool:
+        """Whether it is of `kdtune train`: one student, with the file's own configuration. A search has no trial that
+        tries nothing."""
+        if self.configs:
+            return list(self.configs.values()) == [{}]
+        return self.summary is None and self.folder.resolve().name == f"{self.experiment.name}{SINGLE}"
+
+    @property
+    def searched(self) -> bool:
+        """Whether there is a search at all, of which there is a winner."""
+        return self.experiment.search.trials > 0 and not self.single
+
+    @property
     def winner_name(self) -> str:
         """Of its row in the results table."""
-        return BEST if self.experiment.search.trials else DISTILLED
+        return BEST if self.searched else DISTILLED
 
     @cached_property
     def foretold(self) -> pd.DataFrame:
@@ -110,8 +130,8 @@ class Run:
         ]
         if not seen:
             return pd.DataFrame({"value": [], "spread": []}, dtype=float)
-        forecast = foretell(seen, epochs)
-        return pd.DataFrame({"value": forecast.values.clip(0, 1), "spread": forecast.spreads})
+        forecast = foretell_bounded(seen, epochs)
+        return pd.DataFrame({"value": forecast.values, "spread": forecast.spreads})
 
 
 def load_run(path: Path | str) -> Run:
@@ -140,9 +160,10 @@ def _trials(folder: Path, experiment: Experiment, told: Told, *, over: bool) -> 
     status = status.mask(diverged, "diverged")
     begun = not over and _outcome(folder, experiment) is None and (status == "stopped").any()
     going = _going(folder, experiment, set(last["trial"][status == "stopped"])) if begun else set()
-    failed = {str(line["trial"]) for line in read_lines(folder / "errors.jsonl") if not line["times"]}
     status = status.mask(last["trial"].isin(going), "running")
-    status = status.mask(last["trial"].isin(failed) & (status == "stopped"), "failed")
+    failures = _failures(folder)
+    failed = last["epoch"] <= pd.Series([failures.get(trial, -1.0) for trial in last["trial"]], last.index, dtype=float)
+    status = status.mask(failed & status.isin(["stopped", "running"]), "failed")
     frame = pd.DataFrame(
         {
             "trial": last["trial"],
@@ -157,6 +178,13 @@ def _trials(folder: Path, experiment: Experiment, told: Told, *, over: bool) -> 
     for path in dict.fromkeys([*(one.path for one in searched), *(p for c in told.configs.values() for p in c)]):
         frame[path] = pd.Series([told.configs[trial].get(path) for trial in last["trial"]], index=frame.index)
     return frame
+
+
+def _failures(folder: Path) -> dict[str, float]:
+    """How many epochs each trial had behind it when it failed for the last time. The next process tries it again: one
+    that has come further since has not failed. Earlier versions did not say; there, none has."""
+    lines = read_lines(folder / "errors.jsonl")
+    return {str(line["trial"]): float(line.get("epoch", math.inf)) for line in lines if not line["times"]}
 
 
 def _going(folder: Path, experiment: Experiment, open_: set[str]) -> set[str]:

@@ -53,7 +53,7 @@ def duration(seconds: float) -> str:
 
 def value(given: Any) -> str:  # whatever was sampled
     if given is None:
-        return "unused"
+        return "null"  # as the file has it
     if isinstance(given, dict):
         return ", ".join(f"{name} {value(inner)}" for name, inner in given.items())
     if isinstance(given, list | tuple):

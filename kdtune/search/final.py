@@ -69,6 +69,7 @@ class FinalWorker:
             "name": job.name,
             "seed": job.seed,
             "made_of": job.made_of,
+            "config": job.config,
             **_on_test(tested, ray.get(self.materials).dataset),
             "diverged": trial.history[-1].diverged,
             "lost": lost,  # how often workers or this process were

@@ -120,7 +120,8 @@ class Recorder:
         self._tell(self._show(self.study.trials[number]))
 
     def _note(self, number: int, error: str, times: int, text: str | None = None) -> None:
-        line = {"trial": name_of(number), "error": error, "times": times, "at": round(self.study.seconds, 3)}
+        epoch, at = self.study.trials[number].epoch, round(self.study.seconds, 3)
+        line = {"trial": name_of(number), "error": error, "times": times, "epoch": epoch, "at": at}
         append_line(self.errors, line if text is None else {**line, "text": text})
         row = self._show(self.study.trials[number])
         row.error, row.retries = error, row.retries + times

@@ -257,7 +257,7 @@ def _of_final(line: Mapping[str, Any]) -> Told:
     points[-1] = Point(points[-1].epoch, points[-1].at, {**points[-1].numbers, TESTED: line["test_accuracy"]})
     name = f"{FINAL}{line['name']}-{line['seed']}-{line.get('made_of', '')}".replace(" ", "-").rstrip("-")
     return (
-        Run(name, {"row": line["name"], "seed": line["seed"]}),
+        Run(name, {"row": line["name"], "seed": line["seed"], **line.get("config", {})}),  # an earlier version: none
         points,
         "diverged" if line["diverged"] else "complete",
     )

@@ -6,6 +6,7 @@ from kdtune.trial.final_runs import Job, Key, is_of, jobs_of
 from kdtune.trial.forecast import Forecast, Planned, forecasts
 from kdtune.trial.materials import Materials, Progress, Silent, check_networks, prepare
 from kdtune.trial.run_folder import (
+    SINGLE,
     STATES,
     Found,
     asked,
@@ -26,6 +27,7 @@ from kdtune.trial.running import Tested, Trial
 from kdtune.trial.teachers import kept_already, locate, obtain
 
 __all__ = [
+    "SINGLE",
     "STATES",
     "Bench",
     "Forecast",

@@ -5,7 +5,7 @@ A search that went on may have found another winner: lines of the earlier one st
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -34,6 +34,23 @@ class Job:
         raw = {name: getattr(self.experiment, name).model_dump(mode="json") for name in sections}
         raw["teacher"] = None if self.alone else self.experiment.own_teacher.model_dump(mode="json")
         return hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """{dotted path: value} of all that decides how the student is trained, as trials name it; what is not set is
+        left out."""
+        sections = ("student", "train") if self.alone else ("student", "train", "distill")
+        raw = {name: getattr(self.experiment, name).model_dump(mode="json") for name in sections}
+        teacher = {} if self.alone else {"teacher": self.experiment.teacher_name}
+        return teacher | dict(_leaves(raw))
+
+
+def _leaves(raw: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in raw.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{above}{name}.")
+        elif value is not None:
+            yield f"{above}{name}", value
 
 
 def jobs_of(experiment: Experiment, winner: Experiment) -> list[Job]:

@@ -23,6 +23,7 @@ from kdtune.trial.materials import Materials
 log = logging.getLogger(__name__)
 
 COLUMNS = "columns"  # in materials.json
+SINGLE = "-train"  # ends the name of the folder of one configuration that is trained without a search
 STATES = "states"  # folder of what trials go on from: any node writes there
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 

@@ -21,6 +21,8 @@ from kdtune.tuning.study import Seen
 BEST, LATEST = 50, 100  # trials that samplers remember of a long search
 STEP = 2**0.5  # of one level to the next
 UNKNOWN_SPREAD = 0.02  # of a gain that fewer than three trials have shown: two points of accuracy
+UNKNOWN_ODDS = 0.2  # the same in log-odds, at an accuracy of 90%
+EDGE = 1e-3  # accuracies closer to 0 or 1 count as this close: their odds have no logarithm
 
 
 @dataclass(frozen=True)
@@ -64,15 +66,34 @@ def levels_of(epochs: int) -> list[int]:
 
 def foretell(trials: Sequence[Seen], epochs: int) -> Forecast:
     """Of trials that have told of an epoch at least. Diverged ones reach nothing, for certain."""
-    curves = [() if seen.status == "diverged" else seen.values for seen in trials]
+    curves = [np.array(() if seen.status == "diverged" else seen.values) for seen in trials]
+    return _foretold(curves, epochs, UNKNOWN_SPREAD)
+
+
+def foretell_bounded(trials: Sequence[Seen], epochs: int) -> Forecast:
+    """As `foretell`, but of log-odds: an accuracy stays between 0 and 1, and the nearer it is to these, the less a gain
+    that others had can add to it. For people; samplers keep to `foretell`, with which they were measured.
+
+    Spreads are those of the log-odds times their slope. What was measured in full is told as it was measured.
+    """
+    told = [np.array(() if seen.status == "diverged" else seen.values) for seen in trials]
+    odds = [np.log(share / (1 - share)) for share in (curve.clip(EDGE, 1 - EDGE) for curve in told)]
+    forecast = _foretold(odds, epochs, UNKNOWN_ODDS)
+    values = 1 / (1 + np.exp(-forecast.values))
+    known = np.array([len(curve) in (0, epochs) for curve in told], dtype=bool)
+    measured = np.array([curve[-1] if len(curve) else 0.0 for curve in told])
+    return Forecast(np.where(known, measured, values), np.where(known, 0.0, forecast.spreads * values * (1 - values)))
+
+
+def _foretold(curves: Sequence[NDArray[np.float64]], epochs: int, unknown: float) -> Forecast:
     levels = levels_of(epochs)
     gains, variances = {epochs: 0.0}, {epochs: 0.0}
     for later, level in itertools.pairwise(levels):
         shown = [curve[later - 1] - curve[level - 1] for curve in curves if len(curve) >= later]
         gains[level] = gains[later] + (float(np.median(shown)) if shown else 0.0)
-        variances[level] = variances[later] + (float(np.var(shown, ddof=1)) if len(shown) > 2 else UNKNOWN_SPREAD**2)
+        variances[level] = variances[later] + (float(np.var(shown, ddof=1)) if len(shown) > 2 else unknown**2)
     reached = np.array([len(curve) for curve in curves], dtype=np.float64)
-    last = np.array([curve[-1] if curve else 0.0 for curve in curves])
+    last = np.array([curve[-1] if len(curve) else 0.0 for curve in curves])
     upwards = levels[::-1]
     values = last + np.interp(reached, upwards, [gains[level] for level in upwards])
     spreads = np.sqrt(np.interp(reached, upwards, [variances[level] for level in upwards]))

@@ -46,8 +46,8 @@ def learning_curves(run: Run) -> go.Figure:
             drawn.add_trace(_ends(part, name, mark))
     best = epochs[epochs["trial"] == run.best]
     if not best.empty:
-        drawn.add_trace(_lines(best, f"best (trial {text(run.best)})", VERMILION, 3))
-    if run.experiment.search.trials and run.experiment.search.stopper.kind != "none":
+        drawn.add_trace(_lines(best, "the student" if run.single else f"best (trial {text(run.best)})", VERMILION, 3))
+    if run.searched and run.experiment.search.stopper.kind != "none":
         for rung in rungs_of_search(run.experiment):
             drawn.add_vline(rung, line={"color": GREY, "width": 1, "dash": "dot"})
     return drawn

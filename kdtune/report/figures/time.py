@@ -14,10 +14,12 @@ PARTS = {  # key of summary.json's `time` -> what it is
     "final": "final stage",
 }
 
+OF_SINGLE = {"training": "training, validation", "waiting": "waiting for answers"}  # of one student without a search
 
-def time_spent(time: Mapping[str, float | None]) -> go.Figure:
-    """A bar for each part that is known."""
-    known = [(label, seconds) for name, label in reversed(PARTS.items()) if (seconds := time.get(name)) is not None]
+
+def time_spent(time: Mapping[str, float | None], labels: Mapping[str, str] = PARTS) -> go.Figure:
+    """A bar for each part of `labels` that is known."""
+    known = [(label, seconds) for name, label in reversed([*labels.items()]) if (seconds := time.get(name)) is not None]
     total = sum(seconds for _, seconds in known) or 1.0
     drawn = figure(x="seconds of work", y="", height=80 + 34 * len(known), legend=False)
     drawn.add_trace(

@@ -10,7 +10,7 @@ from kdtune.report.figures.calibration import reliability
 from kdtune.report.figures.results import accuracies
 from kdtune.report.figures.schedules import differing, schedule, values_of
 from kdtune.report.figures.terms import loss_shares, shares_of
-from kdtune.report.figures.time import PARTS, time_spent
+from kdtune.report.figures.time import OF_SINGLE, PARTS, time_spent
 from kdtune.report.run import Run
 from kdtune.report.sections.section import Section
 from kdtune.report.verdict import verdict as sentence_of
@@ -18,6 +18,7 @@ from kdtune.report.wording import amount, coloured, duration, percent, points
 
 TITLES = {"temperature": "Temperature", "alpha": "Alpha", "feature_weight": "Feature weight",
           "learning_rate": "Learning rate"}  # fmt: skip
+SINGLE = "One configuration, trained once: nothing was searched, and the test set was left alone."
 # Keys that rows of earlier versions do not have.
 LATER = dict.fromkeys(("paired", "agreement", "flops", "size_mb", "latency_range_ms", "note"))
 
@@ -25,9 +26,9 @@ LATER = dict.fromkeys(("paired", "agreement", "flops", "size_mb", "latency_range
 def verdict(run: Run) -> Section:
     """One sentence with numbers, and the figures that people ask for first."""
     if run.summary is None:
-        return Section(
-            "verdict", None, {"sentence": _so_far(run), "found": "", "facts": _facts_so_far(run), "notes": []}
-        )
+        facts = _facts_of_single(run) if run.single else _facts_so_far(run)
+        return Section("verdict", None, {"sentence": so_far(run), "found": SINGLE if run.single else "",
+                                         "facts": facts, "notes": []})  # fmt: skip
     search = run.summary["search"]
     found = (
         f"Found by {search['trials']:,} trials, {search['epochs_run']:,} of {search['epochs_full']:,} epochs, in "
@@ -48,7 +49,12 @@ def verdict(run: Run) -> Section:
     return Section("verdict", None, says)
 
 
-def _so_far(run: Run) -> str:
+def so_far(run: Run) -> str:
+    """What a run without a summary has come to, in a sentence."""
+    if run.single:
+        return _of_single(run)
+    if not run.searched:
+        return f"Not finished: {len(run.final):,} of {_final_runs(run):,} runs of the final stage; nothing is searched."
     full = int((run.trials["status"] == "complete").sum())
     return (
         f"Not finished: {len(run.trials):,} of {run.experiment.search.trials:,} trials begun, {len(run.epochs):,} "
@@ -56,17 +62,44 @@ def _so_far(run: Run) -> str:
     )
 
 
+def _of_single(run: Run) -> str:
+    if run.trials.empty:
+        return "Not finished: the student has no epoch behind it yet."
+    trial = run.trials.iloc[0]
+    epochs, planned = int(trial["epochs"]), int(trial["planned"])
+    if trial["status"] == "diverged":
+        return f"The student diverged in epoch {epochs:,} of {planned:,}."
+    if epochs < planned:
+        return f"Not finished: {epochs:,} of {planned:,} epochs, validation accuracy {percent(trial['val_accuracy'])}."
+    return f"The student came to a validation accuracy of {percent(trial['val_accuracy'])} in {planned:,} epochs."
+
+
+def _facts_of_single(run: Run) -> list[tuple[str, str, str]]:
+    if run.trials.empty or run.trials["status"].iloc[0] == "diverged":
+        return []
+    last = run.epochs.iloc[-1]
+    seconds = float(run.epochs["seconds"].sum() + run.epochs["waited"].sum())
+    return [
+        ("validation accuracy", percent(last["val_accuracy"]), f"after epoch {last['epoch']} of {last['epochs']}"),
+        ("validation loss", f"{last['val_loss']:.4f}", "mean cross-entropy"),
+        ("time", duration(seconds), "of training and validation"),
+    ]
+
+
+def _final_runs(run: Run) -> int:
+    return run.experiment.final.seeds * (1 + len(run.experiment.final.baselines) + len(run.experiment.final.rows))
+
+
 def _facts_so_far(run: Run) -> list[tuple[str, str, str]]:
     if run.best is None:
         return []
     best = run.trials[run.trials["trial"] == run.best].iloc[0]
     counts = run.trials["status"].value_counts()
-    runs = run.experiment.final.seeds * (1 + len(run.experiment.final.baselines) + len(run.experiment.final.rows))
     return [
         ("best so far", percent(best["val_accuracy"]), f"validation, trial {run.best}, epoch {best['epochs']}"),
         ("running", str(counts.get("running", 0)), "trials"),
         ("stopped early", str(counts.get("stopped", 0)), "trials"),
-        ("final stage", f"{len(run.final)} of {runs}", "runs"),
+        ("final stage", f"{len(run.final)} of {_final_runs(run)}", "runs"),
     ]
 
 
@@ -120,18 +153,21 @@ def schedules(run: Run) -> Section | None:
     """The winner's schedules beside the textbook's."""
     if run.experiment.search.trials and run.best is None:
         return None
+    winner = "student" if run.single else f"{run.winner_name} student"
     names = differing(run)
     figures = {f"schedule-{name}": schedule(run, name) for name in names}
-    sentence = f"Of the {run.winner_name} student" + (f", trial {run.best}" if run.best else "")
+    sentence = f"Of the {winner}" + (f", trial {run.best}" if run.searched else "")
     sentence += ", beside textbook KD (T = 4, alpha = 0.9, both fixed; Hinton et al. 2015)."
     says = {
-        "sentence": sentence if run.summary or not run.best else sentence.replace("Of the best", "Of the best so far"),
+        "sentence": sentence
+        if run.summary or not run.searched
+        else sentence.replace("Of the best", "Of the best so far"),
         "names": [(name, TITLES[name]) for name in names],
         "winner": run.winner_name,
         "no_features": "feature_weight" not in names,
         "ends": [_ends(run.winner, name) for name in names],
     }
-    return Section("schedules", "The winner's schedules", says, figures)
+    return Section("schedules", "The winner's schedules" if run.searched else "Schedules", says, figures)
 
 
 def _ends(winner: Experiment, name: str) -> dict[str, Any]:
@@ -204,6 +240,7 @@ def calibration(run: Run) -> Section | None:
 def time(run: Run) -> Section | None:
     """Where the time went."""
     told: Mapping[str, float | None] | None = (run.summary or {}).get("time")
+    labels = OF_SINGLE if run.single else PARTS
     if told is None:
         if run.epochs.empty:
             return None
@@ -215,7 +252,7 @@ def time(run: Run) -> Section | None:
     total = sum(seconds for seconds in told.values() if seconds)
     parts = [
         (label, told.get(name), None if told.get(name) is None or not total else (told.get(name) or 0.0) / total)
-        for name, label in PARTS.items()
+        for name, label in labels.items()
     ]
     searched = (run.summary or {}).get("search", {})
     wall = f" The search took {duration(searched['seconds'])} by the clock." if searched.get("trials") else ""
@@ -223,8 +260,9 @@ def time(run: Run) -> Section | None:
         "sentence": f"{duration(total)} of work in all.{wall}",
         "unknown": ", ".join(label for label, seconds, _ in parts if seconds is None),
         "parts": parts,
+        "parallel": not run.single,
     }
-    return Section("time", "Where the time went", says, {"time": time_spent(told)})
+    return Section("time", "Where the time went", says, {"time": time_spent(told, labels)})
 
 
 def experiment(run: Run) -> Section:
@@ -232,8 +270,14 @@ def experiment(run: Run) -> Section:
     path = run.folder / "materials.json"
     made_of = read_object(path) if path.is_file() else {}
     facts = [(_of(name), given) for name, given in made_of.items() if isinstance(given, str)]
-    facts.append(("seeds", f"search {run.experiment.search.seed}, final stage {_seeds(run)}"))
-    return Section("experiment", "The experiment", {"source": coloured(dump(run.experiment)), "facts": facts})
+    seed = run.experiment.search.seed
+    facts.append(("seed", str(seed)) if run.single else ("seeds", f"search {seed}, final stage {_seeds(run)}"))
+    says = {
+        "command": "train" if run.single else "search",
+        "source": coloured(dump(run.experiment)),
+        "facts": facts,
+    }
+    return Section("experiment", "The experiment", says)
 
 
 def _of(name: str) -> str:

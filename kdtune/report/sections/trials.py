@@ -24,11 +24,14 @@ def curves(run: Run) -> Section | None:
     """Learning curves, and the best trials as a table."""
     if run.trials.empty:
         return None
+    if run.single:
+        return Section("curves", "Learning curve", {"single": True}, {"curves": learning_curves(run)})
     counts = run.trials["status"].value_counts()
     told = ", ".join(f"{counts[status]:,} {words}" for status, words in TITLES.items() if status in counts)
     run_of = f"{len(run.epochs):,} of {_full_epochs(run):,} epochs were run"
     stops = run.experiment.search.stopper.kind
     says = {
+        "single": False,
         "summary": f"{len(run.trials):,} trials: {told}. {run_of} (stopper: {stops}).",
         "thinned": _thinned(run, style.MOST_CURVES, "curves"),
         "rungs": "" if stops == "none" else f"epochs {', '.join(map(str, rungs_of_search(run.experiment)))}",
@@ -61,7 +64,7 @@ def _thinned(run: Run, most: int, what: str) -> str:
 
 def temperature(run: Run) -> Section | None:
     """Accuracy against temperature, and the temperature x alpha map."""
-    if run.trials.empty:
+    if run.trials.empty or run.single:
         return None
     drawn = {}
     by_temperature, by_alpha = varies(run, "temperature"), varies(run, "alpha")
@@ -88,7 +91,7 @@ def parallel(run: Run) -> Section | None:
 
 def importances(run: Run) -> Section | None:
     """What matters, or why that cannot be told."""
-    if run.trials.empty:
+    if run.trials.empty or run.single:
         return None
     found = importance(run)
     drawn = {} if found.why else {"importance": importance_bars(found)}
@@ -120,7 +123,7 @@ def fidelity(run: Run) -> Section | None:
 def pareto(run: Run) -> Section | None:
     """Accuracy against the second objective, where there is one."""
     second = run.experiment.search.second_objective
-    if second is None or run.trials.empty:
+    if second is None or run.trials.empty or run.single:
         return None
     says = {"second": UNITS[second], "front": (run.summary or {}).get("pareto", [])}
     return Section("pareto", "Accuracy against size", says, {"pareto": pareto_figure(run)})
