@@ -21,7 +21,17 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import cache, driver_scale, overhead, quickstart, search_lcbench, search_surface, step, topk
+from tests.benchmarks import (
+    cache,
+    driver_scale,
+    overhead,
+    quickstart,
+    scaling,
+    search_lcbench,
+    search_surface,
+    step,
+    topk,
+)
 
 Result = tuple[list[dict[str, Any]], dict[str, float]]
 BENCHMARKS: dict[str, Callable[..., Result]] = {
@@ -29,6 +39,7 @@ BENCHMARKS: dict[str, Callable[..., Result]] = {
     "driver-scale": driver_scale.measure,
     "overhead": overhead.measure,
     "quickstart": quickstart.measure,
+    "scaling": scaling.measure,
     "search-lcbench": search_lcbench.measure,
     "search-surface": search_surface.measure,
     "step": step.measure,
