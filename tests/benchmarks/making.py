@@ -4,7 +4,7 @@ None of this changes how long anything takes. Images are of CIFAR-100's shape un
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from kdtune.models import Tapped, build_model
 from kdtune.teacher import Teacher, keep
 from kdtune.trial import Bench, Materials, Trial
 from kdtune.trial.caches import begin_caches, place_of
-from tests.benchmarks.timing import Clock
 
 STUDENT, TEACHERS = "resnet20", ("resnet56", "resnet110")
 CLASSES, SHAPE, BATCH = 100, (3, 32, 32), 128
@@ -100,7 +99,9 @@ def normalised(dataset: Dataset, size: int) -> Iterator[Batch]:
         yield Batch(dataset.normalise(dataset.pixels[indices]), dataset.labels[indices], indices, 0)
 
 
-def interleaved(acts: dict[str, Callable[[], object]], clock: Clock, repeats: int) -> dict[str, list[float]]:
+def interleaved(
+    acts: Mapping[str, Callable[[], object]], clock: Callable[[Callable[[], object]], float], repeats: int
+) -> dict[str, list[float]]:
     """Seconds of each, a round after the other, after one that does not count; each round begins with another one."""
     spent: dict[str, list[float]] = {name: [] for name in acts}
     names = list(acts)

@@ -6,6 +6,8 @@ since that is the wall-clock time in which they pass. `slot_seconds_a_trial` is 
 
 `train_seconds_a_trial` is what a further trial of two workers costs beyond its epochs, from the end of a group's first
 trial, before which the group was started, to the end of its last.
+
+What the command costs before its first step and after its last one is in `command`.
 """
 
 import json
@@ -24,9 +26,15 @@ from kdtune.records import TrialRecord, read_trials
 from kdtune.search.board import Board
 from kdtune.search.placing import Node, place
 from kdtune.search.run import run_search
+from tests.benchmarks import command
+from tests.benchmarks.timing import row
 
 REPEATS = 3
 KINDS = {1: 40, 2: 20}  # workers of a trial -> trials
+A_TRIAL, A_SLOT, FURTHER = "a trial outside its epochs", "the same as time of a slot", "a further trial outside them"
+UNITS = {"stopped early": "", "at a time": "", "the search": "s", "its epochs": "s"} | dict.fromkeys(
+    (A_TRIAL, A_SLOT, FURTHER), "s"
+)
 
 
 class Stopwatch(Lines):
@@ -43,17 +51,24 @@ class Stopwatch(Lines):
 
 
 def measure(repeats: int = REPEATS) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """seconds a trial outside its epochs, of one worker and of two under Ray Train"""
-    rows = [_once(repeat, workers) for repeat in range(repeats) for workers in KINDS]
-    one, two = ([row for row in rows if row["workers"] == workers] for workers in KINDS)
-    return rows, {
-        "seconds_a_trial": statistics.median(row["seconds_a_trial"] for row in one),
-        "slot_seconds_a_trial": statistics.median(row["slot_seconds_a_trial"] for row in one),
-        "train_seconds_a_trial": statistics.median(row["further_seconds_a_trial"] for row in two),
+    """seconds a trial outside its epochs, of one worker and of two under Ray Train; of the command, outside trials"""
+    runs = {workers: [_once(workers) for _ in range(repeats)] for workers in KINDS}
+    rows = [
+        row(f"{KINDS[workers]} trials, {workers} a group: {what}", [one[what] for one in some], unit)
+        for workers, some in runs.items()
+        for what, unit in UNITS.items()
+    ]
+    parts, ratios = command.measure(repeats)
+    one, two = runs.values()
+    return [*rows, *parts], {
+        "seconds_a_trial": statistics.median(run[A_TRIAL] for run in one),
+        "slot_seconds_a_trial": statistics.median(run[A_SLOT] for run in one),
+        "train_seconds_a_trial": statistics.median(run[FURTHER] for run in two),
+        **ratios,
     }
 
 
-def _once(repeat: int, workers: int) -> dict[str, Any]:
+def _once(workers: int) -> dict[str, float]:
     watch = Stopwatch()
     with tempfile.TemporaryDirectory() as folder:
         overrides = [f"storage={folder}", f"search.trials={KINDS[workers]}", f"resources.workers_per_trial={workers}"]
@@ -66,17 +81,14 @@ def _once(repeat: int, workers: int) -> dict[str, Any]:
     inside = sum(map(_inside, trials))
     further = watch.ends[-1] - watch.ends[0] - sum(map(_inside, trials[1:])) / concurrent
     return {
-        "repeat": repeat,
-        "workers": workers,
-        "trials": len(trials),
-        "stopped": search["stopped_early"],
-        "concurrent": concurrent,
-        "search_seconds": search["seconds"],
-        "epoch_seconds": inside,
+        "stopped early": search["stopped_early"],
+        "at a time": concurrent,
+        "the search": search["seconds"],
+        "its epochs": inside,
         # wall-clock time that the search adds, and the same as time of a slot that a trial could have used
-        "seconds_a_trial": (search["seconds"] - inside / concurrent) / len(trials),
-        "slot_seconds_a_trial": (search["seconds"] * concurrent - inside) / len(trials),
-        "further_seconds_a_trial": further / (len(trials) - 1),
+        A_TRIAL: (search["seconds"] - inside / concurrent) / len(trials),
+        A_SLOT: (search["seconds"] * concurrent - inside) / len(trials),
+        FURTHER: further / (len(trials) - 1),
     }
 
 
