@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdtune.cli.completing import runs
-from kdtune.cli.options import File, Overrides, read, resumable
+from kdtune.cli.options import File, Overrides, importing, read, resumable
 
 if TYPE_CHECKING:
     from kdtune.cluster.finding import Here, Joined
@@ -87,10 +87,11 @@ def search(
 
 def _here(place: "Here | Joined", experiment: "Experiment", *, shipped: bool) -> None:
     """On this machine, or at the Ray cluster that it belongs to."""
-    from kdtune.cli.progress import watcher
-    from kdtune.cli.results import print_results
-    from kdtune.cluster.finding import Joined
-    from kdtune.search.run import run_search
+    with importing():
+        from kdtune.cli.progress import watcher
+        from kdtune.cli.results import print_results
+        from kdtune.cluster.finding import Joined
+        from kdtune.search.run import run_search
 
     with resumable(hint=not shipped), watcher() as watch:
         watch.say(f"where     {place.why}")

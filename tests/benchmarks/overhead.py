@@ -54,7 +54,7 @@ def measure(repeats: int = REPEATS) -> tuple[list[dict[str, Any]], dict[str, flo
     """seconds a trial outside its epochs, of one worker and of two under Ray Train; of the command, outside trials"""
     runs = {workers: [_once(workers) for _ in range(repeats)] for workers in KINDS}
     rows = [
-        row(f"{KINDS[workers]} trials, {workers} a group: {what}", [one[what] for one in some], unit)
+        row(f"{KINDS[workers]} trials, workers of each {workers}: {what}", [one[what] for one in some], unit)
         for workers, some in runs.items()
         for what, unit in UNITS.items()
     ]

@@ -6,6 +6,7 @@ share the same batches, and two that each train on its half `apart`, without a w
 `ddp_efficiency` = one / (2 * two) is a product: one / (2 * apart) is what two busy cores cost each other and small
 batches lose, apart / two what is left of the time once workers talk, wait, and compute the objective on whole batches.
 These are seconds of the wall, since waiting counts: they mean something where two cores have nothing else to do.
+`ddp_processors`, what both workers compute over what one does, is told on busy machines too, but not what they wait.
 
 How time grows is in `growth`.
 """
@@ -52,7 +53,7 @@ def measure(repeats: int = 5) -> Result:
         wall = {name: statistics.median(seconds) for name, seconds in walls.items()}
         efficiency = wall[ONE] / (WORKERS * wall[TWO])
         rows += [row(f"{student}: an epoch, {name}", seconds, "s") for name, seconds in walls.items()]
-        rows += [row(f"{student}: processors of all workers, {name}", computed[name], "s") for name in walls]
+        rows += [row(f"{student}: processor time, all workers, {name}", computed[name], "s") for name in walls]
         rows.append(row(f"{student}: efficiency, 1 is twice as fast", [efficiency], ""))
         rows.append(row(f"{student}: of that, two busy cores", [wall[ONE] / (WORKERS * wall[APART])], ""))
         rows.append(row(f"{student}: of that, talking and waiting", [wall[APART] / wall[TWO]], ""))
