@@ -57,6 +57,7 @@ def test_a_configuration_is_told_in_a_few_words() -> None:
         "train.learning_rate": 0.1,
     }
     assert short_config(config) == "temperature exponential 4 → 1, feature_weight 0, learning_rate 0.1"
+    assert short_config({"distill.learned_temperature": None, "train.x": 1}) == "learned_temperature null, x 1"
 
 
 def test_the_schedule_that_a_population_made_is_told_in_the_order_of_its_values() -> None:

@@ -1,6 +1,7 @@
 """What figures are made of: the run's own numbers, in their places."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from kdtune.report.figures.compare import best_so_far
 from kdtune.report.figures.curves import learning_curves
 from kdtune.report.figures.fidelity import rank_correlation
 from kdtune.report.figures.parallel import NULL, UNSET, axis_of, parallel_coordinates
+from kdtune.report.figures.pareto import pareto
 from kdtune.report.figures.results import accuracies
 from kdtune.report.figures.schedules import schedule, values_of
 from kdtune.report.figures.style import DARK, number_of, row_style, thinned
@@ -20,6 +22,7 @@ from kdtune.report.figures.terms import shares_of
 from kdtune.report.figures.time import time_spent
 from kdtune.report.run import Run, load_run
 from tests.example_run import EPOCHS, write_run
+from tests.pages import long_run
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +95,23 @@ def test_what_is_foretold_of_a_good_beginning_stays_an_accuracy(tmp_path: Path) 
     assert 0 < spread < 1 - told["0003"]
 
 
+@pytest.mark.parametrize(
+    ("costs", "kind", "ticks"),
+    [
+        ([400, 3000], "log", ["200", "500", "1 k", "2 k", "5 k"]),
+        ([300, 9e6], "log", ["1 k", "10 k", "100 k", "1 M", "10 M"]),
+        ([100, 101], None, None),
+    ],
+)
+def test_a_wide_range_of_costs_has_ticks_in_whole_numbers(
+    tmp_path: Path, costs: list[float], kind: str | None, ticks: list[str] | None
+) -> None:
+    run = load_run(long_run(tmp_path, trials=2))
+    axis = pareto(replace(run, trials=run.trials.assign(cost=costs))).layout.xaxis
+    assert axis.type == kind
+    assert (None if axis.ticktext is None else list(axis.ticktext)) == ticks
+
+
 def test_parallel_coordinates_have_an_axis_a_path_and_the_accuracy_last(run: Run) -> None:
     (trace,) = parallel_coordinates(run).data
     labels = [axis.label for axis in trace.dimensions]
@@ -119,7 +139,7 @@ def test_null_and_unused_have_a_place_each() -> None:
     assert numbers["range"][0] == numbers["values"][2] < numbers["values"][1] < 0.5
     wide = axis_of("temperature", [1.0, 100.0, None], [False, False, False])
     assert wide["ticktext"][0] == NULL
-    assert list(wide["values"]) == pytest.approx([0, 2, -0.24])
+    np.testing.assert_allclose(wide["values"], [0, 2, -0.24])
 
 
 def test_schedules_are_the_winner_s_and_the_textbook_s(run: Run) -> None:

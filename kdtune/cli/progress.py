@@ -293,7 +293,7 @@ def short_config(config: Mapping[str, Any]) -> str:
     for path, value in config.items():
         section, _, rest = path.partition(".")
         owner, _, name = (rest or section).partition(".")
-        fields = value if isinstance(value, Mapping) else {name or "start": value}
+        fields = value if isinstance(value, Mapping) else {name or "start": "null" if value is None else value}
         schedules.setdefault(owner, {}).update(fields)
     words = []
     for owner, fields in schedules.items():

@@ -65,6 +65,11 @@ def short_path(path: str) -> str:
     return path.removeprefix("distill.")
 
 
+def breakable(path: str) -> Markup:
+    """`short_path`, which may go on in another line after each dot."""
+    return Markup(".<wbr>").join(short_path(path).split("."))
+
+
 def coloured(source: str) -> Markup:
     """YAML as `experiment.dump` writes it, with keys, text, numbers and comments told apart."""
     return Markup("\n").join(map(_line, source.splitlines()))
@@ -91,6 +96,5 @@ def _value(rest: str) -> Markup:
 
 
 FILTERS: dict[str, Callable[..., str]] = {
-    one.__name__: one
-    for one in (percent, points, p_value, megabytes, milliseconds, amount, duration, value, short_path)
+    one.__name__: one for one in (percent, points, p_value, megabytes, milliseconds, amount, duration, value, breakable)
 }

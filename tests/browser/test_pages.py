@@ -20,6 +20,7 @@ from tests.pages import UNICODE, nasty_run
 
 pytestmark = pytest.mark.browser
 
+PAPER = 704  # pixels: 44rem, within the margins of A4 and Letter
 DRAWN = ".canvas .main-svg, .canvas .parcoords"
 
 
@@ -113,6 +114,29 @@ def test_colours_follow_the_reader_s_choice(folder: Path, opened: Open) -> None:
     shown.page.wait_for_function(f"{paper} !== {light!r}")
     shown.page.emulate_media(color_scheme="light")
     shown.page.wait_for_function(f"{paper} === {light!r}")
+
+
+def test_on_paper_plots_are_light_and_no_wider_than_it_and_afterwards_as_before(folder: Path, opened: Open) -> None:
+    """A plot that was wider made Chromium print everything three quarters as large."""
+    shown = opened((folder / "report.html").as_uri(), width=1400, scheme="dark")
+    widths = "[...document.querySelectorAll('.canvas')].map((one) => one.layout.width ?? one._fullLayout.width)"
+    papers = "[...new Set([...document.querySelectorAll('.canvas')].map((one) => one.layout.paper_bgcolor))]"
+    before = shown.page.evaluate(widths), shown.page.evaluate(papers)
+    shown.page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    shown.page.emulate_media(media="print")
+    shown.page.set_viewport_size({"width": PAPER, "height": 1000})
+    assert overflow(shown) == []
+    assert max(shown.page.evaluate(widths)) <= PAPER
+    assert shown.page.evaluate(papers) == ["#ffffff"] != before[1]
+    shown.page.emulate_media(media="screen", color_scheme="dark")
+    shown.page.set_viewport_size({"width": 1400, "height": 900})
+    shown.page.evaluate("dispatchEvent(new Event('afterprint'))")
+    shown.page.wait_for_function(
+        f"JSON.stringify({papers}) === {json.dumps(json.dumps(before[1], separators=(',', ':')))}"
+    )
+    shown.page.wait_for_function(
+        f"JSON.stringify({widths}) === {json.dumps(json.dumps(before[0], separators=(',', ':')))}"
+    )
 
 
 def test_the_experiment_file_is_copied(folder: Path, opened: Open) -> None:

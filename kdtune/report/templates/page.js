@@ -21,6 +21,7 @@
     const source = canvas.closest("figure").querySelector("script.figure-data");
     const drawn = JSON.parse(source.textContent);
     const shown = dark.matches && !printing ? coloured(drawn) : drawn;
+    if (printing) shown.layout.width = canvas.clientWidth;  // a printer tells no plot how wide its paper is
     return Plotly.react(canvas, shown.data, shown.layout, config);
   };
 
@@ -72,8 +73,14 @@
 
   const redraw = () => drawAll(document);
   dark.addEventListener("change", redraw);
-  addEventListener("beforeprint", () => { printing = true; document.querySelectorAll(".canvas").forEach(draw); });
-  addEventListener("afterprint", () => { printing = false; redraw(); });
+  const print = (now) => {
+    printing = now;
+    document.documentElement.classList.toggle("printing", now);
+    if (now) document.querySelectorAll(".canvas").forEach(draw);
+    else redraw();
+  };
+  addEventListener("beforeprint", () => print(true));
+  addEventListener("afterprint", () => print(false));
 
   // live: sections that have changed are put in place; plots keep their zoom, boxes their scroll, details stay open
   const follow = () => {
