@@ -21,7 +21,7 @@ from kdtune.errors import TeacherError
 from kdtune.experiment import Data
 from kdtune.models import build_model
 from kdtune.records import EpochRecord
-from kdtune.teacher import Teacher, find, fingerprint, fit_weights, keep, obtaining, read_weights
+from kdtune.teacher import Teacher, find, fingerprint, fit_weights, keep, obtaining, read_weights, weights_of
 from kdtune.training import evaluate
 from kdtune.trial import Materials, locate, obtain
 from tests.conftest import CPU, MakeExperiment
@@ -44,7 +44,7 @@ def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
 @pytest.fixture(scope="session")
 def trained(materials: Materials) -> Weights:
     """Weights of a teacher that has learned: cnn-8-16 on digits."""
-    return dict(materials.teachers["teacher"].load(CPU).state_dict())
+    return weights_of(materials.teachers["teacher"].load(CPU))
 
 
 # --- trained here
