@@ -120,6 +120,8 @@ def new_state(learner: nn.Module, config: Train, device: torch.device) -> Traini
     if scalars:  # a learned temperature: decay would pull it to the middle of its range
         parameters.append({"params": scalars, "weight_decay": 0.0})
     optimizer: torch.optim.Optimizer
+    float16 = precision_of(config, device) == torch.float16
+    fused = not float16  # with a GradScaler, a fused optimiser cannot take up the state of one that was not
     if config.optimizer == "sgd":
         optimizer = torch.optim.SGD(
             parameters,
@@ -127,11 +129,15 @@ def new_state(learner: nn.Module, config: Train, device: torch.device) -> Traini
             momentum=config.momentum,
             nesterov=config.nesterov,
             weight_decay=config.weight_decay,
-            fused=True,
+            fused=fused,
         )
+        if config.momentum:  # fused SGD wants all from the first step on; some parameters get no gradient until later
+            for parameter in trained:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     else:
-        optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
-    float16 = precision_of(config, device) == torch.float16
+        optimizer = torch.optim.AdamW(
+            parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused
+        )
     return TrainingState(learner, optimizer, torch.amp.GradScaler(device.type, enabled=float16))
 
 

@@ -49,6 +49,12 @@ def test_paths_from_the_root_are_followed_too(here: Path) -> None:
     assert offered("report", f"{here}/runs/d") == [f"{here}/runs/deep", f"{here}/runs/digits"]
 
 
+def test_what_was_typed_stays_as_it_was_typed() -> None:
+    assert offered("report", "./el") == ["./elsewhere/"]
+    assert offered("report", "./runs/di") == ["./runs/digits"]
+    assert offered("report", "~nobody-of-this-name/") == []
+
+
 def test_students_are_offered_as_folders_and_as_files() -> None:
     assert offered("evaluate", "") == ["runs/digits/student"]
     assert offered("predict", "runs/digits/student/student.o") == ["runs/digits/student/student.onnx"]

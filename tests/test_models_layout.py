@@ -28,6 +28,30 @@ def viewing(image_shape: tuple[int, int, int], classes: int) -> nn.Module:
     return Viewing()
 
 
+class Merging(nn.Module):
+    """Right for one image in any layout, for several only in the usual one; and it draws random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.convolution(images)
+        halves = features.view(2 * len(images), 2, 32, 32) + torch.rand(1)
+        logits: Tensor = halves.mean(dim=(2, 3)).view(len(images), 4)
+        return logits
+
+
+def merging(image_shape: tuple[int, int, int], classes: int) -> nn.Module:
+    return Merging()
+
+
+def not_to_be_copied(image_shape: tuple[int, int, int], classes: int) -> nn.Module:
+    network = Viewing()
+    network.kept = network.convolution.weight * 1  # a tensor that is no leaf: deepcopy refuses it
+    return network
+
+
 def is_channels_last(network: nn.Module) -> bool:
     kernels = [p for p in network.parameters() if p.ndim == 4 and p.shape[1] > 1 and p.shape[2] > 1]
     assert kernels
@@ -57,17 +81,18 @@ def test_every_network_of_the_zoo_takes_it(name: str) -> None:
         assert network(torch.zeros(1, *SHAPE)).shape == (1, 5)
 
 
-def test_a_network_that_views_its_feature_map_keeps_its_layout() -> None:
-    network = channels_last(build_foreign(f"{__name__}:viewing", SHAPE, 5, {}))
+@pytest.mark.parametrize("name", ["viewing", "merging", "not_to_be_copied"])
+def test_a_network_that_needs_its_layout_or_cannot_be_tried_keeps_it(name: str) -> None:
+    network = channels_last(build_foreign(f"{__name__}:{name}", SHAPE, 5, {}))
     assert not is_channels_last(network)
-    assert network(torch.zeros(2, *SHAPE)).shape == (2, 5)
+    assert len(network(torch.zeros(4, *SHAPE))) == 4
 
 
 def test_what_is_drawn_afterwards_does_not_depend_on_the_trial_of_a_network_from_elsewhere() -> None:
     drawn = []
     for lay_out in (channels_last, lambda network: network):
         torch.manual_seed(0)
-        lay_out(build_foreign(f"{__name__}:viewing", SHAPE, 5, {}))
+        lay_out(build_foreign(f"{__name__}:merging", SHAPE, 5, {}))
         drawn.append(torch.rand(3))
     assert torch.equal(*drawn)
 

@@ -1,5 +1,6 @@
 """Processes that train at the same time, and how many of them a device takes."""
 
+import multiprocessing
 import os
 import time
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import pytest
 
 from kdtune.errors import RunError
 from kdtune.trial import Materials
-from kdtune.trial.together import Epoch, Together, best_number, epochs_of
+from kdtune.trial.together import Memory, Together, best_of, epochs_of, rates_of
 from tests.conftest import CPU, MakeExperiment
 
 
@@ -25,8 +26,22 @@ def process_and_calls() -> Callable[[], tuple[int, int]]:
     return act
 
 
+def starts_a_process() -> Callable[[], int | None]:
+    def act() -> int | None:
+        process = multiprocessing.get_context("fork").Process(target=int)  # as those that decode images
+        process.start()
+        process.join()
+        return process.exitcode
+
+    return act
+
+
 def cannot_begin() -> Callable[[], None]:
     raise ValueError("there is no room")
+
+
+def begins_and_dies() -> Callable[[], None]:
+    return lambda: os._exit(1)
 
 
 def dies() -> Callable[[], None]:
@@ -53,18 +68,32 @@ def test_a_process_that_cannot_begin_says_why(start: Callable[[], Callable[[], N
         processes.grow(1)
 
 
+def test_its_processes_may_have_processes_of_their_own() -> None:
+    with Together(starts_a_process) as processes:
+        processes.grow(1)
+        assert processes.epoch() == [0]
+
+
+def test_a_process_that_dies_later_is_told_however_often_it_is_asked() -> None:
+    with Together(begins_and_dies) as processes:
+        processes.grow(1)
+        for _ in range(2):
+            with pytest.raises(RunError, match="has died"):
+                processes.epoch()
+
+
 def test_a_trial_trains_an_epoch_a_call(materials: Materials, make_experiment: MakeExperiment) -> None:
     with Together(partial(epochs_of, make_experiment({"train.epochs": 9}), materials, CPU, threads=1)) as trials:
         trials.grow(1)
-        assert trials.epoch() == trials.epoch() == [Epoch(0, 0)]
+        assert trials.epoch() == trials.epoch() == [Memory()]
 
 
 class Device(Together):
-    """A device on which `number` trials take `seconds(number)` for an epoch each, and `bytes_each` of 100."""
+    """A device on which `number` trials take `seconds(number)` for an epoch each, and `bytes_each` of 100 bytes."""
 
-    def __init__(self, seconds: Callable[[int], float], bytes_each: int = 1, room: int = 99) -> None:
+    def __init__(self, seconds: Callable[[int], float], bytes_each: int = 1, room: int = 99, others: int = 0) -> None:
         super().__init__(process_and_calls)
-        self.seconds, self.bytes_each, self.room = seconds, bytes_each, room
+        self.seconds, self.bytes_each, self.room, self.others = seconds, bytes_each, room, others
         self.number, self.now = 0, 0.0
 
     def grow(self, count: int) -> None:
@@ -72,9 +101,10 @@ class Device(Together):
             raise RunError("out of memory")
         self.number = count
 
-    def epoch(self) -> list[Epoch]:
+    def epoch(self) -> list[Memory]:
         self.now += self.seconds(self.number)
-        return [Epoch(100 - self.bytes_each * self.number, 100)] * self.number
+        taken = self.others + self.bytes_each * self.number
+        return [Memory(100 - taken, 100, self.bytes_each)] * self.number
 
 
 @pytest.mark.parametrize(
@@ -87,6 +117,7 @@ class Device(Together):
         (Device(lambda number: float(number)), 8, [1, 2]),  # it is busy with one
         (Device(lambda number: 1.0, bytes_each=20), 8, [1, 2, 4]),  # 8 would need 160 of 100
         (Device(lambda number: 1.0, bytes_each=50), 8, [1]),
+        (Device(lambda number: 1.0, bytes_each=10, others=45), 8, [1, 2, 4]),  # what others hold does not double
         (Device(lambda number: 1.0, room=3), 8, [1, 2]),
     ],
 )
@@ -94,7 +125,7 @@ def test_the_number_doubles_while_it_pays_and_fits(
     device: Device, most: int, tried: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(time, "perf_counter", lambda: device.now)
-    rates = best_number(device, most)
+    rates = rates_of(device, most)
     assert list(rates) == tried
     for number, rate in rates.items():
         assert rate == pytest.approx(number / device.seconds(number))
@@ -102,4 +133,17 @@ def test_the_number_doubles_while_it_pays_and_fits(
 
 def test_one_trial_that_does_not_fit_is_an_error() -> None:
     with pytest.raises(RunError, match="out of memory"):
-        best_number(Device(lambda number: 1.0, room=0), 8)
+        rates_of(Device(lambda number: 1.0, room=0), 8)
+
+
+@pytest.mark.parametrize(
+    ("rates", "best"),
+    [
+        ({1: 1.0}, 1),
+        ({1: 1.0, 2: 1.05}, 1),  # each trial would take twice as long for nothing
+        ({1: 1.0, 2: 1.9, 4: 2.0}, 2),
+        ({1: 1.0, 2: 1.9, 4: 3.0, 8: 3.4}, 8),
+    ],
+)
+def test_a_larger_number_is_better_where_it_gains_a_tenth(rates: dict[int, float], best: int) -> None:
+    assert best_of(rates) == best

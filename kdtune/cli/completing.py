@@ -19,7 +19,7 @@ def runs(incomplete: str) -> list[str]:
 
 def students(incomplete: str) -> list[str]:
     """Export folders of runs in runs/, and folders and files that what was typed leads to."""
-    beside = [str(path) for path in _beginning_with(incomplete) if path.is_file()] if incomplete else []
+    beside = [text for text, path in _beginning_with(incomplete) if path.is_file()] if incomplete else []
     return [*_folders(incomplete, "student", "config.json"), *beside]
 
 
@@ -48,15 +48,22 @@ def _folders(incomplete: str, inside: str, mark: str) -> list[str]:
     folders with a slash, so that the next TAB looks there."""
     found = [str(path / inside) for path in sorted(RUNS.glob("*")) if (path / inside / mark).is_file()]
     found = [path for path in found if path.startswith(incomplete)]
-    typed = [path for path in _beginning_with(incomplete) if path.is_dir()] if incomplete or not found else []
-    return list(dict.fromkeys([*found, *(str(path) if (path / mark).is_file() else f"{path}/" for path in typed)]))
+    below = [(text, path) for text, path in _beginning_with(incomplete) if path.is_dir()]
+    typed = [text if (path / mark).is_file() else f"{text}/" for text, path in below] if incomplete or not found else []
+    return list(dict.fromkeys([*found, *typed]))
 
 
-def _beginning_with(incomplete: str) -> Iterator[Path]:
-    """What lies in the folder that was typed and begins with the rest of it; hidden files only where they are meant."""
-    above, _, rest = incomplete.rpartition("/")
-    folder = Path(f"{above}/" if above or incomplete.startswith("/") else ".").expanduser()
-    if folder.is_dir():
-        for path in sorted(folder.iterdir()):
-            if path.name.startswith(rest) and (rest.startswith(".") or not path.name.startswith(".")):
-                yield Path(above or ("/" if incomplete.startswith("/") else ""), path.name)
+def _beginning_with(incomplete: str) -> Iterator[tuple[str, Path]]:
+    """What lies in the folder that was typed and begins with the rest of it, as it would be typed, and where it is.
+
+    Hidden files only where they are meant; nothing of a folder that cannot be read.
+    """
+    above, slash, rest = incomplete.rpartition("/")
+    try:
+        folder = Path(f"{above}{slash}" or ".").expanduser()
+        inside = sorted(folder.iterdir()) if folder.is_dir() else []
+    except (OSError, RuntimeError):  # RuntimeError: ~somebody who is not there
+        return
+    for path in inside:
+        if path.name.startswith(rest) and (rest.startswith(".") or not path.name.startswith(".")):
+            yield f"{above}{slash}{path.name}", path

@@ -53,7 +53,7 @@ def read(
 def _blocks(images: Tensor, chunks: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
     """Chunks whose views are made at once: a view's sixty small operations cost the same for a hundred images as for
     a thousand."""
-    limit = BLOCK_VALUES[images.device.type] // images[0].numel()
+    limit = BLOCK_VALUES[images.device.type] // images.shape[1:].numel()
     block: list[Tensor] = []
     count = 0
     for chunk in chunks:

@@ -12,6 +12,8 @@ from torch import nn
 
 from kdtune.models.parts import ImageShape
 
+TRIED = 2  # images: code that is wrong for several may be right for one
+
 
 def channels_last(network: nn.Module) -> nn.Module:
     """The network itself, its convolutions' weights laid out anew; values, names and shapes stay.
@@ -25,11 +27,12 @@ def channels_last(network: nn.Module) -> nn.Module:
 
 
 def _takes_it(network: nn.Module, image_shape: ImageShape) -> bool:
-    """Whether one image passes through a copy of the network in that layout."""
-    tried = copy.deepcopy(network).cpu().eval().to(memory_format=torch.channels_last)
+    """Whether images pass through a copy of the network in that layout, as in training and as afterwards."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
-            tried(torch.zeros(1, *image_shape))
-        except RuntimeError:  # "view size is not compatible with input tensor's size and stride"
+            tried = copy.deepcopy(network).cpu().to(memory_format=torch.channels_last)
+            for training in (True, False):
+                tried.train(training)(torch.zeros(TRIED, *image_shape))
+        except Exception:  # noqa: BLE001  # a `view`, a check of its own, what cannot be copied: it stays as it was
             return False
     return True

@@ -182,7 +182,7 @@ def _trials(folder: Path, experiment: Experiment, told: Told, *, over: bool) -> 
 
 def _failures(folder: Path) -> dict[str, float]:
     """How many epochs each trial had behind it when it failed for the last time. The next process tries it again: one
-    that has come further since has not failed. Earlier versions did not say; there, none has."""
+    that has come further since has not failed. Earlier versions did not say how far; there, all have."""
     lines = read_lines(folder / "errors.jsonl")
     return {str(line["trial"]): float(line.get("epoch", math.inf)) for line in lines if not line["times"]}
 

@@ -114,7 +114,7 @@ class _Search:
             # of a search that goes on: it is not over any more, now that nothing refuses it
             (self.folder / "summary.json").unlink(missing_ok=True)
             with session(experiment.resources, self.address) as slots, tracked(self.folder, experiment) as tracking:
-                slots = share_gpus(experiment, materials, slots, self.watch.search_knows)
+                slots = share_gpus(self.folder, experiment, materials, slots, self.watch.search_knows)
                 found = None
                 if experiment.search.trials:
                     found = self._winner(self.folder, experiment, materials, slots, tracking)
@@ -149,7 +149,7 @@ class _Search:
         if found is None:
             materials = self._prepared(folder, child)
             with session(child.resources, self.address) as slots, tracked(folder, child) as tracking:
-                slots = share_gpus(child, materials, slots, self.watch.search_knows)
+                slots = share_gpus(folder, child, materials, slots, self.watch.search_knows)
                 found = self._winner(folder, child, materials, slots, tracking)
         return settled(experiment, name, found.best.config)
 

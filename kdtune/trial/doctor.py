@@ -246,8 +246,13 @@ def memory(experiment: Experiment, dataset: Dataset, device: torch.device) -> Ch
         "GPU memory",
         "ok" if fits else "warning",
         f"{told}, {at_once} at a time on a GPU; {_in_words(free)} of {_in_words(total)} are free",
-        "" if fits else "lower train.batch_size, or raise resources.gpus_per_worker",
+        "" if fits else f"lower train.batch_size, or {_fewer_on_a_gpu(experiment)}",
     )
+
+
+def _fewer_on_a_gpu(experiment: Experiment) -> str:
+    shared = experiment.resources.trials_per_gpu != 1
+    return "lower resources.trials_per_gpu" if shared else "raise resources.gpus_per_worker"
 
 
 def _in_words(size: float) -> str:

@@ -119,6 +119,7 @@ def _forecast(experiment: Experiment, dataset: Dataset, device: torch.device, ke
 def _slots(experiment: Experiment, device: torch.device) -> int:
     """Trials that this machine runs at a time."""
     resources = experiment.resources
+    fit = int((os.cpu_count() or 1) / resources.cpus_per_worker)
     if device.type == "cuda":
-        return max(1, int(1 / (resources.share_of_a_gpu or 1.0))) * torch.cuda.device_count()
-    return max(1, int((os.cpu_count() or 1) / resources.cpus_per_worker))
+        fit = min(fit, int(1 / (resources.share_of_a_gpu or 1.0)) * torch.cuda.device_count())
+    return max(1, fit)
