@@ -91,9 +91,17 @@ def test_a_trial_trains_an_epoch_a_call(materials: Materials, make_experiment: M
 class Device(Together):
     """A device on which `number` trials take `seconds(number)` for an epoch each, and `bytes_each` of 100 bytes."""
 
-    def __init__(self, seconds: Callable[[int], float], bytes_each: int = 1, room: int = 99, others: int = 0) -> None:
+    def __init__(
+        self,
+        seconds: Callable[[int], float],
+        bytes_each: int = 1,
+        room: int = 99,
+        others: int = 0,
+        told: int | None = None,
+    ) -> None:
         super().__init__(process_and_calls)
         self.seconds, self.bytes_each, self.room, self.others = seconds, bytes_each, room, others
+        self.told = bytes_each if told is None else told
         self.number, self.now = 0, 0.0
 
     def grow(self, count: int) -> None:
@@ -104,7 +112,7 @@ class Device(Together):
     def epoch(self) -> list[Memory]:
         self.now += self.seconds(self.number)
         taken = self.others + self.bytes_each * self.number
-        return [Memory(100 - taken, 100, self.bytes_each)] * self.number
+        return [Memory(100 - taken, 100, self.told)] * self.number
 
 
 @pytest.mark.parametrize(
@@ -117,6 +125,7 @@ class Device(Together):
         (Device(lambda number: float(number)), 8, [1, 2]),  # it is busy with one
         (Device(lambda number: 1.0, bytes_each=20), 8, [1, 2, 4]),  # 8 would need 160 of 100
         (Device(lambda number: 1.0, bytes_each=50), 8, [1]),
+        (Device(lambda number: 1.0, bytes_each=30, told=5), 8, [1, 2]),  # 4 take more than was to be expected
         (Device(lambda number: 1.0, bytes_each=10, others=45), 8, [1, 2, 4]),  # what others hold does not double
         (Device(lambda number: 1.0, room=3), 8, [1, 2]),
     ],
