@@ -168,32 +168,6 @@ def test_the_loop_equals_a_bare_torch_loop_bit_for_bit(toy: Dataset, values: dic
     assert same_weights(state.learner, network)
 
 
-class LateComer(nn.Module):
-    """A branch that is skipped at first."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.late = nn.Linear(4, 3), nn.Linear(4, 3)
-
-    def forward(self, images: Tensor, *, both: bool) -> Tensor:
-        logits: Tensor = self.first(images)
-        return logits + self.late(images) if both else logits
-
-
-@pytest.mark.parametrize("values", [SGD, ADAMW], ids=["sgd", "adamw"])
-def test_a_parameter_may_get_its_first_gradient_in_a_later_step(values: dict[str, Any]) -> None:
-    states = [new_state(LateComer(), config_of(**values), CPU) for _ in range(2)]
-    states[1].learner.load_state_dict(states[0].learner.state_dict())
-    states[1].optimizer.param_groups[0]["fused"] = False  # torch's own loop, a parameter at a time
-    images = torch.randn(5, 4)
-    for state in states:
-        for both in (False, True, True):
-            state.optimizer.zero_grad()
-            state.learner(images, both=both).square().sum().backward()
-            state.optimizer.step()
-    torch.testing.assert_close(states[0].learner.state_dict(), states[1].learner.state_dict())
-
-
 def test_training_learns(toy: Dataset) -> None:
     config = config_of(epochs=25)
     state = fresh(config)
