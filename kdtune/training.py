@@ -200,7 +200,7 @@ def train(
         dropout = (seed, epoch, DROPOUT, ranks.rank) if ranks.rank else (seed, epoch, DROPOUT)
         torch.manual_seed(stream(*dropout))  # if the model has any; whatever was done before
         learner.train()
-        sums: dict[str, Tensor] = {}
+        told: dict[str, list[Tensor]] = {}
         for step, batch in enumerate(
             batches(dataset, data, indices, size=config.batch_size, column=column, seed=seed, epoch=epoch, ranks=ranks)
         ):
@@ -211,14 +211,14 @@ def train(
                 outputs = wrapped(batch.images)
             terms = objective(outputs, batch)
             optimizer.zero_grad(set_to_none=True)
-            scaler.scale(torch.stack(list(terms.values())).sum()).backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(scaler.scale(list(terms.values())))  # of their sum
             scaler.step(optimizer)
             scaler.update()
             for name, term in terms.items():
-                sums[name] = sums.get(name, 0) + term.detach()
+                told.setdefault(name, []).append(term.detach())
         ranks.average_statistics(learner)
         state.epoch = epoch + 1
-        means = {name: total.item() / steps for name, total in sums.items()}
+        means = {name: torch.stack(values).mean().item() for name, values in told.items()}
         evaluation = (
             evaluate(learner, dataset, dataset.images, dataset.labels, dataset.validation, dtype, ranks)
             if validate

@@ -59,7 +59,7 @@ class Column:
         return kept.logits() if isinstance(kept, Eight) else dense(kept, self.classes)
 
     def _of(self, indices: Tensor) -> Tensor | Eight | Top:
-        chosen = [part[indices] for part in self.parts]
+        chosen = [part.index_select(0, indices) for part in self.parts]
         if len(chosen) == 1:
             return chosen[0]
         return Eight(*chosen) if chosen[0].dtype == torch.uint8 else Top(*chosen)

@@ -60,4 +60,5 @@ def batches(
     mine = [ranks.part(chunk) if ranks.divides(len(chunk)) else chunk for chunk in whole]
     for chunk, chosen, views in zip(whole, mine, read(dataset.images, mine, column, config), strict=True):
         sharing = ranks if ranks.divides(len(chunk)) else ALONE
-        yield Batch(dataset.normalise(views), dataset.given[chosen], chosen, column, sharing, len(chunk))
+        labels = dataset.given.index_select(0, chosen)
+        yield Batch(dataset.normalise(views), labels, chosen, column, sharing, len(chunk))

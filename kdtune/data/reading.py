@@ -24,7 +24,7 @@ from kdtune.experiment import Data
 
 PIECE = 64  # images that a process decodes at once; fewer than that are decoded here
 MOST_WORKERS = 16
-BLOCK_VALUES = {"cpu": 1 << 21, "cuda": 1 << 24}  # of images whose views are made at once
+BLOCK_VALUES = {"cpu": 1 << 20, "cuda": 1 << 24}  # of images whose views are made at once
 WHOLE = (1.0, 1.0)
 LOST = ("exited unexpectedly", "is killed by signal")  # what torch says of a process that is gone
 
@@ -42,11 +42,11 @@ def read(
         yield from _decoded(images, chunks, column, config)
         return
     if column is None or config is None:
-        yield from (images[chunk] for chunk in chunks)
+        yield from (images.index_select(0, chunk) for chunk in chunks)
         return
     for block in _blocks(images, chunks):
         together = torch.cat(block)
-        views = augment(images[together], together, column, config)
+        views = augment(images.index_select(0, together), together, column, config)
         yield from torch.split(views, [len(chunk) for chunk in block])
 
 

@@ -84,20 +84,20 @@ def augment(images: Tensor, indices: Tensor, column: int, config: Data) -> Tenso
     if config.augment == "none":
         return images
     seed = config.view_seed
-    rows = torch.arange(height, device=images.device).expand(len(images), height)  # [B, H]
     columns = torch.arange(width, device=images.device).expand(len(images), width)  # [B, W]
     if "flip" in config.augment:
         flipped = flips(indices, column, config)  # [B]
         columns = torch.where(flipped[:, None], width - 1 - columns, columns)
     if "crop" in config.augment:
         pad = config.crop_padding
-        images = F.pad(images, (pad, pad, pad, pad))
-        rows = rows + random_integers(seed, column, indices, DOWN, 2 * pad + 1)[:, None]
+        padded = F.pad(images, (pad, pad, pad, pad))
+        down = random_integers(seed, column, indices, DOWN, 2 * pad + 1)
         columns = columns + random_integers(seed, column, indices, RIGHT, 2 * pad + 1)[:, None]
-    stride = images.shape[3]  # of a padded row
-    pixels = (rows[:, :, None] * stride + columns[:, None, :]).flatten(start_dim=1)  # [B, H * W]
-    chosen = images.flatten(start_dim=2).gather(2, pixels[:, None].expand(-1, channels, -1))
-    return chosen.view(-1, channels, height, width)
+        # whole rows first: they are copied as blocks of memory, and no pixel needs a number of its own
+        tops = torch.arange(len(images) * channels, device=images.device).view(-1, channels) * (height + 2 * pad)
+        rows = (tops + down[:, None])[:, :, None] + torch.arange(height, device=images.device)  # [B, C, H]
+        images = padded.flatten(end_dim=2).index_select(0, rows.flatten()).view(-1, channels, height, padded.shape[3])
+    return images.gather(3, columns[:, None, None, :].expand(-1, channels, height, -1))
 
 
 def flips(indices: Tensor, column: int, config: Data) -> Tensor:
