@@ -15,14 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdtune import training
 from kdtune.data import Dataset, augment, batches
 from kdtune.errors import TeacherError
 from kdtune.experiment import Data
 from kdtune.models import build_model
 from kdtune.records import EpochRecord
 from kdtune.teacher import Teacher, find, fingerprint, fit_weights, keep, obtaining, read_weights, weights_of
-from kdtune.training import evaluate
+from kdtune.training import evaluate, loop
 from kdtune.trial import Materials, locate, obtain
 from tests.conftest import CPU, MakeExperiment
 
@@ -76,7 +75,7 @@ def test_a_teacher_is_trained_on_other_views_than_those_that_its_students_see(
         seeds.add(config.view_seed)
         return batches(dataset, config, indices, **named)
 
-    monkeypatch.setattr(training, "batches", watched)
+    monkeypatch.setattr(loop, "batches", watched)
     experiment = make_experiment({"teacher.train.epochs": 20, "teacher.train.batch_size": 16})
     obtain(experiment, toy, CPU, nobody)
     (seed,) = seeds

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdtune import training
 from kdtune.data import Dataset, batches, load_dataset
 from kdtune.distill import Live, distill, feature_student, logit_student, student_alone, tap_teacher
 from kdtune.errors import TeacherError
@@ -18,6 +17,7 @@ from kdtune.experiment.chain import assistant
 from kdtune.models import Tapped, build_model
 from kdtune.records import EpochRecord
 from kdtune.teacher import Ensemble, Teacher, own_seed, own_views
+from kdtune.training import loop
 from kdtune.trial import Bench, Silent, locate, obtain, prepare
 from tests.conftest import CPU, MakeExperiment
 
@@ -83,7 +83,7 @@ def test_a_chain_never_sees_the_validation_images(
             seen.update(batch.indices.tolist())
             yield batch
 
-    monkeypatch.setattr(training, "batches", watched)
+    monkeypatch.setattr(loop, "batches", watched)
     obtain(with_teachers(make_experiment, {**ASSISTANT, "generations": 2}), digits, CPU, nobody)
     assert seen == set(digits.fit.tolist())
 
@@ -334,7 +334,7 @@ def test_a_teacher_learns_from_the_labels_that_it_is_given(
             seen.update(batch.indices.tolist())
             yield batch
 
-    monkeypatch.setattr(training, "batches", watched)
+    monkeypatch.setattr(loop, "batches", watched)
     monkeypatch.setattr("kdtune.trial.teachers.check_it_has_learned", lambda *given: None)
     dataset = load_dataset(experiment.data)
     obtain(experiment, dataset, CPU, nobody)

@@ -12,12 +12,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdtune import training
 from kdtune.data import Batch, Dataset, batches
 from kdtune.experiment import Data, Train
 from kdtune.models import build_model, channels_last
 from kdtune.records import EpochRecord
-from kdtune.training import CrossEntropy, TrainingState, evaluate, learning_rate, new_state, precision_of, train
+from kdtune.training import (
+    CrossEntropy,
+    Objective,
+    TrainingState,
+    evaluate,
+    evaluation,
+    learning_rate,
+    loop,
+    new_state,
+    precision_of,
+    train,
+)
 from tests.conftest import CPU
 
 DATA = Data(dataset="digits", augment="crop-flip", crop_padding=1)
@@ -36,13 +46,13 @@ def fresh(config: Train, seed: int = 0, dropout: bool = False) -> TrainingState:
 
 
 def run(
-    state: TrainingState, toy: Dataset, config: Train, objective: training.Objective | None = None, seed: int = 5
+    state: TrainingState, toy: Dataset, config: Train, objective: Objective | None = None, seed: int = 5
 ) -> list[EpochRecord]:
     return list(start(state, toy, config, objective, seed))
 
 
 def start(
-    state: TrainingState, toy: Dataset, config: Train, objective: training.Objective | None = None, seed: int = 5
+    state: TrainingState, toy: Dataset, config: Train, objective: Objective | None = None, seed: int = 5
 ) -> Any:  # a generator of records, with its close()
     return train(
         state, objective or CrossEntropy(), toy, DATA, config, toy.fit, seed=seed, views=config.epochs, validate=True
@@ -211,7 +221,7 @@ def test_epochs_beyond_the_views_begin_again_with_the_first_column(toy: Dataset)
 
 
 def test_without_validation_nothing_is_measured(toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(training, "evaluate")
+    monkeypatch.delattr(loop, "evaluate")
     config = config_of(epochs=1)
     state = fresh(config)
     (record,) = train(state, CrossEntropy(), toy, DATA, config, toy.fit, seed=0, views=1, validate=False)
@@ -364,7 +374,7 @@ class TwoOutputs(nn.Module):
 def test_evaluate_equals_a_loop_over_single_images(
     toy: Dataset, monkeypatch: pytest.MonkeyPatch, subset: bool, two: bool
 ) -> None:
-    monkeypatch.setattr(training, "EVALUATION_BATCH", 7)  # the last batch is a smaller one
+    monkeypatch.setattr(evaluation, "EVALUATION_BATCH", 7)  # the last batch is a smaller one
     network = fresh(config_of()).learner
     chosen = toy.validation if subset else None
     measured = evaluate(TwoOutputs(network) if two else network, toy, toy.images, toy.labels, chosen)

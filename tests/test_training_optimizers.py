@@ -1,5 +1,7 @@
-"""The optimisers that a run begins with: fused, and equal to torch's own loop over parameters."""
+"""The optimisers that a run begins with: fused, equal to torch's own, and without its compiler."""
 
+import subprocess
+import sys
 from typing import Literal
 
 import pytest
@@ -7,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kdtune.experiment import Train
-from kdtune.training import new_state
+from kdtune.training import from_bytes, new_state, to_bytes
 from tests.conftest import CPU
 
 
@@ -36,3 +38,43 @@ def test_a_parameter_may_get_its_first_gradient_in_a_later_step(optimizer: Liter
             state.learner(images, both=both).square().sum().backward()
             state.optimizer.step()
     torch.testing.assert_close(states[0].learner.state_dict(), states[1].learner.state_dict())
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_they_are_torchs_own_step_by_step_and_after_they_were_saved(optimizer: Literal["sgd", "adamw"]) -> None:
+    config = Train(optimizer=optimizer, learning_rate=0.05)
+    ours, theirs = nn.Linear(4, 3), nn.Linear(4, 3)
+    theirs.load_state_dict(ours.state_dict())
+    state = new_state(ours, config, CPU)
+    rate, decay = config.learning_rate, config.weight_decay
+    plain: torch.optim.Optimizer = torch.optim.AdamW(theirs.parameters(), lr=rate, weight_decay=decay)
+    if optimizer == "sgd":
+        momentum, nesterov = config.momentum, config.nesterov
+        plain = torch.optim.SGD(theirs.parameters(), rate, momentum, weight_decay=decay, nesterov=nesterov)
+    images = torch.randn(5, 4)
+    for step in range(4):
+        for network, one in ((ours, state.optimizer), (theirs, plain)):
+            one.zero_grad()
+            network(images).square().sum().backward()
+            one.step()
+        torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
+        if step == 1:  # goes on in another one
+            saved = to_bytes(state.state_dict())
+            state = new_state(ours, config, CPU)
+            state.load_state_dict(from_bytes(saved, CPU))
+
+
+def test_a_step_of_training_does_not_import_torchs_compiler() -> None:
+    code = """
+import sys, torch
+from kdtune.experiment import Train
+from kdtune.training import from_bytes, new_state, to_bytes
+for name in ("sgd", "adamw"):
+    state = new_state(torch.nn.Linear(4, 3), Train(optimizer=name), torch.device("cpu"))
+    state.optimizer.zero_grad()
+    state.learner(torch.randn(5, 4)).sum().backward()
+    state.optimizer.step()
+    state.load_state_dict(from_bytes(to_bytes(state.state_dict()), torch.device("cpu")))
+sys.exit("torch._dynamo" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import nn
 
-from kdtune import training
 from kdtune.cache import LogitCache, open_cache
 from kdtune.data import Dataset, batches
 from kdtune.errors import RunError
@@ -18,6 +17,7 @@ from kdtune.experiment import Experiment, load, with_values
 from kdtune.experiment.midway import continued
 from kdtune.records import EpochRecord
 from kdtune.teacher import Teacher
+from kdtune.training import loop
 from kdtune.trial import Bench, Materials, Silent, at_work, claim, prepare, read_run, remember, views_needed
 from tests.conftest import CPU, MakeExperiment
 
@@ -108,7 +108,7 @@ def watch_indices(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             seen.extend(batch.indices.tolist())
             yield batch
 
-    monkeypatch.setattr(training, "batches", watched)
+    monkeypatch.setattr(loop, "batches", watched)
     return seen
 
 
@@ -117,7 +117,7 @@ def test_a_whole_trial_uses_every_training_image_and_measures_nothing(
     make_experiment: MakeExperiment, materials: Materials, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     seen = watch_indices(monkeypatch)
-    monkeypatch.delattr(training, "evaluate")
+    monkeypatch.delattr(loop, "evaluate")
     values, alone = KINDS[kind]
     trial = Bench(materials, CPU).start(make_experiment(values), seed=0, alone=alone, whole=True)
     record = next(trial.records)

@@ -15,14 +15,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kdtune import training
 from kdtune.cache import LogitCache, open_cache
 from kdtune.data import Batch, Dataset, batches, load_dataset
 from kdtune.errors import CacheError
 from kdtune.experiment import Data, Experiment, Train
 from kdtune.models import build_model
 from kdtune.records import EpochRecord
-from kdtune.training import CrossEntropy, new_state
+from kdtune.training import CrossEntropy, loop, new_state, train
 from kdtune.trial import Bench, Materials, Silent, Trial, columns_of, prepare, remember
 from tests.conftest import CPU, MakeExperiment, tiny_experiment
 from tests.toy_teachers import SIDE, begun, questions, same, untrained, with_caches, write_pictures
@@ -166,11 +165,11 @@ def test_what_a_trial_computes_while_it_waits_is_told_apart(lazy: tuple[Experime
 
 def test_seconds_before_an_epoch_are_not_seconds_of_the_epoch(toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
-    monkeypatch.setattr(training, "time", clock)
+    monkeypatch.setattr(loop, "time", clock)
     config = Train(epochs=3, batch_size=16)
     state = new_state(build_model("cnn-8", toy.shape, 3), config, CPU)
     data = Data(dataset="digits")
-    records = list(training.train(state, Waiting(clock), toy, data, config, toy.fit, seed=0, views=1, validate=True))
+    records = list(train(state, Waiting(clock), toy, data, config, toy.fit, seed=0, views=1, validate=True))
     assert [(record.waited, record.seconds) for record in records] == [(5, 4)] * 3  # 50 images make 4 steps
     assert [record.to_json()["waited"] for record in records] == [5] * 3
 
@@ -282,7 +281,7 @@ def columns_seen(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return batches(*arguments, column=column, **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "batches", watched)
+        patch.setattr(loop, "batches", watched)
         list(trial.records)
     return columns
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from kdtune import training
 from kdtune.data import batches
 from kdtune.errors import CacheError
 from kdtune.experiment import Experiment
+from kdtune.training import loop
 from kdtune.trial import Bench, Materials, Silent, claim, prepare, remember, run_folder, views_needed
 from tests.conftest import CPU, MakeExperiment
 
@@ -55,7 +55,7 @@ def test_where_there_is_no_cache_every_epoch_has_a_view_of_its_own(
         columns.append(column)
         return batches(*arguments, column=column, **named)
 
-    monkeypatch.setattr(training, "batches", watched)
+    monkeypatch.setattr(loop, "batches", watched)
     experiment = make_experiment({"teacher": {"peers": ["cnn-8"]}, "train.epochs": 3})
     materials = prepare(experiment, CPU, Silent())
     assert len(list(Bench(materials, CPU).start(experiment, seed=0, alone=alone).records)) == 3
@@ -95,7 +95,7 @@ def test_students_of_few_labels_learn_from_every_image_unless_told_otherwise(mak
                     seen.update(batch.indices.tolist())
                     yield batch
 
-            patch.setattr(training, "batches", watched)
+            patch.setattr(loop, "batches", watched)
             next(bench.start(experiment, seed=0).records)
             counts[unlabelled] = len(seen)
             seen.clear()

@@ -1,0 +1,27 @@
+"""The device that a process trains on, and the precision that it computes in."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+from kdtune.experiment import Train
+
+
+def default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def precision_of(config: Train, device: torch.device) -> torch.dtype:
+    """The type that autocast computes in; `auto` takes what the device has."""
+    if config.precision == "auto":
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    dtype = getattr(torch, config.precision)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+def autocast(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[Any]:
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
