@@ -43,11 +43,11 @@ class Answering:
 
 
 LEFT_OUT = {
+    "searches": "whole searches as a person types them (minutes)",
     "faults": "what is killed in the middle of a search (minutes)",
     "hosts": "`ray up` and searches on hosts that the tests make (minutes; Linux, root)",
     "browser": "pages in Chromium (apt-get install chromium)",
 }
-WITH_RAY = ("test_end_to_end.py", "test_end_to_end_kinds.py")
 
 
 pytest.register_assert_rewrite("tests.clusters")  # its checks say what differs, as those of tests do
@@ -56,11 +56,6 @@ pytest.register_assert_rewrite("tests.clusters")  # its checks say what differs,
 def pytest_configure() -> None:
     """Ctrl-C is Ctrl-C, here and in what tests start: whatever runs in a shell's background ignores it otherwise."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first: pytest gives each file to one of its processes, and one must not be left with them."""
-    items.sort(key=lambda item: item.path.name not in WITH_RAY)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
