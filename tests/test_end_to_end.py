@@ -1,6 +1,6 @@
 """`kdtune search` as a person types it, with real Ray on this machine: stopped, killed, taken up, finished, read.
 
-One search is carried through all of it, since starting Ray is what costs time here: `pytest -m searches`.
+One search is carried through all of it, since starting Ray is what costs time here: `pytest -m slow`.
 """
 
 import json
@@ -27,7 +27,7 @@ from kdtune.experiment import Experiment, load
 from kdtune.records import read_lines, read_trials
 from kdtune.report import unpacked
 
-pytestmark = pytest.mark.searches
+pytestmark = pytest.mark.slow
 
 # feature_weight is searched too, so trials from the cache and with the live teacher share a process
 EXPERIMENT = """

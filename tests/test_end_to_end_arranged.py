@@ -1,6 +1,6 @@
 """A search over teachers, with real Ray: a searched assistant, an ensemble, peers and rows in one file.
 
-They take minutes: `pytest -m searches`.
+They take minutes: `pytest -m slow`.
 """
 
 import json
@@ -13,7 +13,7 @@ import kdtune
 from kdtune.records import read_lines, read_trials
 from tests.test_end_to_end_kinds import kdtune_
 
-pytestmark = pytest.mark.searches
+pytestmark = pytest.mark.slow
 
 ARRANGED = """
 name: arranged

@@ -1,4 +1,7 @@
-"""Searches with real Ray: with a cache in a bucket, and with columns that several nodes compute."""
+"""Searches with real Ray: with a cache in a bucket, and with columns that several nodes compute.
+
+They take minutes: `pytest -m slow`.
+"""
 
 import logging
 import os
@@ -20,6 +23,8 @@ from kdtune.storage import below, names_below
 from kdtune.trial import Silent, prepare
 from tests.conftest import CPU, MakeExperiment
 from tests.object_store import S3
+
+pytestmark = pytest.mark.slow
 
 
 def kdtune_(folder: Path, *arguments: str, **variables: str) -> str:

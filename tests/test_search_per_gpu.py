@@ -48,6 +48,7 @@ def test_the_heaviest_trial_has_a_live_teacher_and_the_largest_student(
     assert not heaviest_of(make_experiment({"search.space": features}), materials).distill.feature_weight.is_zero
 
 
+@pytest.mark.slow
 def test_a_piece_of_the_trial_is_tried_in_processes(make_experiment: MakeExperiment, materials: Materials) -> None:
     diverging = make_experiment({"train.learning_rate": 1e15})
     rates = per_gpu._probe(diverging, materials, CPU, threads=1, most=1)

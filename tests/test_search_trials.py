@@ -1,4 +1,7 @@
-"""Tune as kdtune drives it, with trials that do nothing: which process runs what, in how many calls, and Ctrl-C."""
+"""Tune as kdtune drives it, with trials that do nothing: which process runs what, in how many calls, and Ctrl-C.
+
+They take a minute: `pytest -m slow`.
+"""
 
 import json
 import os
@@ -19,6 +22,8 @@ from kdtune.search.placing import Slots
 from kdtune.search.session import session
 from kdtune.search.trials import run_study
 from tests.test_recorder import Unwatched, recorder_of
+
+pytestmark = pytest.mark.slow
 
 EPOCHS = 4
 DIGITS = load(

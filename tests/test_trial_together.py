@@ -1,4 +1,7 @@
-"""Processes that train at the same time, and how many of them a device takes."""
+"""Processes that train at the same time, and how many of them a device takes.
+
+What starts processes, which takes seconds, is left to `pytest -m slow`.
+"""
 
 import multiprocessing
 import os
@@ -48,6 +51,7 @@ def dies() -> Callable[[], None]:
     os._exit(1)
 
 
+@pytest.mark.slow
 def test_processes_are_kept_from_epoch_to_epoch_and_gone_afterwards() -> None:
     with Together(process_and_calls) as processes:
         processes.grow(1)
@@ -62,18 +66,21 @@ def test_processes_are_kept_from_epoch_to_epoch_and_gone_afterwards() -> None:
     assert not [process for process, _ in told if psutil.pid_exists(process)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("start", "said"), [(cannot_begin, "there is no room"), (dies, "has died")])
 def test_a_process_that_cannot_begin_says_why(start: Callable[[], Callable[[], None]], said: str) -> None:
     with Together(start) as processes, pytest.raises(RunError, match=said):
         processes.grow(1)
 
 
+@pytest.mark.slow
 def test_its_processes_may_have_processes_of_their_own() -> None:
     with Together(starts_a_process) as processes:
         processes.grow(1)
         assert processes.epoch() == [0]
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_later_is_told_however_often_it_is_asked() -> None:
     with Together(begins_and_dies) as processes:
         processes.grow(1)
@@ -82,6 +89,7 @@ def test_a_process_that_dies_later_is_told_however_often_it_is_asked() -> None:
                 processes.epoch()
 
 
+@pytest.mark.slow
 def test_a_trial_trains_an_epoch_a_call(materials: Materials, make_experiment: MakeExperiment) -> None:
     with Together(partial(epochs_of, make_experiment({"train.epochs": 9}), materials, CPU, threads=1)) as trials:
         trials.grow(1)
