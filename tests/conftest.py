@@ -45,7 +45,7 @@ class Answering:
 
 MOST_WORKERS = 8  # each holds a gigabyte
 LEFT_OUT = {
-    "slow": "whole searches as a person types them, and many processes at once (minutes)",
+    "slow": "whole searches as a person types them, workers that share batches, exports in every format (minutes)",
     "faults": "what is killed in the middle of a search (minutes)",
     "hosts": "`ray up` and searches on hosts that the tests make (minutes; Linux, root)",
     "browser": "pages in Chromium (apt-get install chromium)",

@@ -1,4 +1,7 @@
-"""Every format against the student it came from, each in its own runtime and without kdtune."""
+"""Every format against the student it came from, each in its own runtime and without kdtune.
+
+They take half a minute: `pytest -m slow`.
+"""
 
 import importlib.util
 import json
@@ -28,6 +31,8 @@ from kdtune.trial import made_of
 from tests.conftest import MakeExperiment, tiny_experiment
 from tests.test_export import a_card, a_student
 from tests.test_export_card import SUMMARY
+
+pytestmark = pytest.mark.slow
 
 EVERY = ["pt2", "onnx", "torchscript"]
 ALL = Wanted(EVERY, half=True, int8=True)

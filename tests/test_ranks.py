@@ -1,6 +1,6 @@
 """Several processes that train one student against one that trains it alone: the same learning curve.
 
-Three processes share batches of 100 images in parts of 34, 33 and 33.
+Three processes share batches of 100 images in parts of 34, 33 and 33. They take half a minute: `pytest -m slow`.
 """
 
 import multiprocessing
@@ -23,6 +23,8 @@ from kdtune.ranks import ALONE, Ranks, SynchronisedBatchNorm, joined, synchronis
 from kdtune.records import EpochRecord
 from kdtune.training import CrossEntropy, new_state, train
 from kdtune.trial import Bench, Materials, Silent, prepare
+
+pytestmark = pytest.mark.slow
 
 CPU = torch.device("cpu")
 COUNT = 3
