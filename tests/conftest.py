@@ -5,7 +5,6 @@ folder. `materials` are prepared once for the whole session: nothing may be writ
 """
 
 import hashlib
-import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -43,7 +42,6 @@ class Answering:
         return self.answer(batch)
 
 
-MOST_WORKERS = 8  # each holds a gigabyte
 LEFT_OUT = {
     "slow": "whole searches as a person types them, workers that share batches, exports in every format (minutes)",
     "faults": "what is killed in the middle of a search (minutes)",
@@ -58,10 +56,6 @@ pytest.register_assert_rewrite("tests.clusters")  # its checks say what differs,
 def pytest_configure() -> None:
     """Ctrl-C is Ctrl-C, here and in what tests start: whatever runs in a shell's background ignores it otherwise."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def pytest_xdist_auto_num_workers() -> int:
-    return min(MOST_WORKERS, len(os.sched_getaffinity(0)))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 import kdtune
 from kdtune.records import read_lines, read_trials
-from tests.test_end_to_end_kinds import kdtune_
+from tests.typed import kdtune_
 
 pytestmark = pytest.mark.slow
 

@@ -4,9 +4,6 @@ They take minutes: `pytest -m slow`.
 """
 
 import logging
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,22 +20,9 @@ from kdtune.storage import below, names_below
 from kdtune.trial import Silent, prepare
 from tests.conftest import CPU, MakeExperiment
 from tests.object_store import S3
+from tests.typed import kdtune_
 
 pytestmark = pytest.mark.slow
-
-
-def kdtune_(folder: Path, *arguments: str, **variables: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "kdtune", *arguments],
-        cwd=folder,
-        env=os.environ | variables,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "Traceback" not in done.stdout + done.stderr
-    return done.stdout
 
 
 # --- a search whose cache lies on an object store

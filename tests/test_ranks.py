@@ -1,6 +1,7 @@
 """Several processes that train one student against one that trains it alone: the same learning curve.
 
-Three processes share batches of 100 images in parts of 34, 33 and 33. They take half a minute: `pytest -m slow`.
+Three processes share batches of 100 images in parts of 34, 33 and 33. Most of these learning curves are left to
+`pytest -m slow`.
 """
 
 import multiprocessing
@@ -23,8 +24,6 @@ from kdtune.ranks import ALONE, Ranks, SynchronisedBatchNorm, joined, synchronis
 from kdtune.records import EpochRecord
 from kdtune.training import CrossEntropy, new_state, train
 from kdtune.trial import Bench, Materials, Silent, prepare
-
-pytestmark = pytest.mark.slow
 
 CPU = torch.device("cpu")
 COUNT = 3
@@ -131,7 +130,9 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [case if case == "logits" else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
+)
 def test_processes_that_share_batches_learn_what_one_process_learns(
     case: str, crew: Crew, materials: Materials
 ) -> None:

@@ -201,6 +201,21 @@ def test_terms_are_means_over_steps_and_add_up_to_the_loss(toy: Dataset) -> None
         assert record.terms["a quarter"] == pytest.approx(record.loss / 4, rel=1e-5)
 
 
+def test_a_term_may_have_no_gradient_and_is_recorded_all_the_same(toy: Dataset) -> None:
+    class WithConstant(CrossEntropy):
+        """As with a feature loss whose taps lie in layers that are frozen."""
+
+        def __call__(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
+            return super().__call__(outputs, batch) | {"features": torch.tensor(2.5)}
+
+    config = config_of()
+    alone, beside = fresh(config), fresh(config)
+    expected, records = run(alone, toy, config), run(beside, toy, config, WithConstant())
+    assert same_weights(alone.learner, beside.learner)
+    assert [record.terms["features"] for record in records] == [2.5] * 3
+    assert [record.loss for record in records] == pytest.approx([record.loss + 2.5 for record in expected])
+
+
 def test_each_epoch_sees_each_chosen_image_once_in_another_order(toy: Dataset) -> None:
     config = config_of()
     state = fresh(config)

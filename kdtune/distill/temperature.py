@@ -3,7 +3,7 @@
 Curriculum temperature (Li et al. 2023, "Curriculum Temperature for Knowledge Distillation", with its global
 temperature): the student minimises the distillation term and the temperature maximises it, more and more so as the
 run goes on. The number lives in the learner, so that the optimiser moves it and a resumed run continues with it, and
-never in the student. It is not decayed (`new_state` decays no scalar): decay would pull it to the middle of its range.
+never in the student. `optimizer_of` decays no scalar: decay would pull it to the middle of its range.
 """
 
 import math

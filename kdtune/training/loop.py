@@ -102,7 +102,8 @@ def train(
                 outputs = wrapped(batch.images)
             terms = objective(outputs, batch)
             optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(scaler.scale(list(terms.values())))  # of their sum
+            # stacked, since one of them may have no gradient: a feature loss of layers that are frozen
+            scaler.scale(torch.stack(list(terms.values())).sum()).backward()  # type: ignore[no-untyped-call]
             scaler.step(optimizer)
             scaler.update()
             for name, term in terms.items():

@@ -4,7 +4,7 @@
     group["lr"] = learning_rate(config, progress)
 
 They are torch's own, without torch's compiler: the first use of a plain one imports it, which takes 2 seconds of every
-process that trains.
+process that trains alone. (DDP imports it in any case.)
 """
 
 import inspect
@@ -22,7 +22,7 @@ Method = TypeVar("Method", bound=Callable[..., Any])  # Any: whatever it is, it 
 
 
 def _uncompiled(method: Method) -> Method:
-    """Without torch's wrappers, which tell the compiler not to look inside, and import it for that."""
+    """Without its wrappers: torch's tell the compiler not to look inside, and import it for that."""
     found: Method = inspect.unwrap(method)
     return found
 
