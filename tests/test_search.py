@@ -164,6 +164,7 @@ def test_the_last_error_of_a_trial_is_shown_with_its_message_and_its_node() -> N
     )
 
 
+@pytest.mark.slow
 def test_a_search_that_goes_on_is_not_over_until_its_own_summary_is_there(
     make_experiment: MakeExperiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:

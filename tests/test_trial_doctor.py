@@ -156,6 +156,7 @@ def test_memory_without_a_gpu_is_an_estimate_of_weights_and_of_what_a_step_keeps
     assert at_least / 2**20 - 0.05 <= told <= 1.2 * at_least / 2**20  # activations after each layer besides
 
 
+@pytest.mark.slow
 def test_the_command_exits_2_where_a_checkpoint_was_trained_with_another_class_order(
     make_experiment: MakeExperiment, teacher: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
