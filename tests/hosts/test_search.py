@@ -85,7 +85,7 @@ class Search:
 
 
 def both(laptop: Laptop) -> Search:
-    return Search(laptop, "both", epochs=30, trials=2, workers=2)  # long enough to be seen at work
+    return Search(laptop, "both", epochs=12, trials=2, workers=2)  # long enough to be seen at work
 
 
 def test_a_trial_of_two_workers_trains_on_both_hosts_and_comes_home(laptop: Laptop) -> None:
@@ -114,7 +114,7 @@ def test_the_same_command_again_only_shows_what_is_there(laptop: Laptop) -> None
 
 
 def test_a_search_goes_on_without_a_host_that_is_cut_off_and_says_what_was_tried_again(laptop: Laptop) -> None:
-    search = Search(laptop, "cut", epochs=40, trials=5, workers=1)
+    search = Search(laptop, "cut", epochs=30, trials=4, workers=1)
     worker = laptop.hosts.workers[0]
 
     def cut_in_mid_trial() -> None:
@@ -133,7 +133,7 @@ def test_a_search_goes_on_without_a_host_that_is_cut_off_and_says_what_was_tried
 
 def test_a_host_without_power_in_a_trial_of_both_is_waited_for_and_the_trial_goes_on(laptop: Laptop) -> None:
     """Two workers do not fit on the host that is left; the cluster takes the other in again when it is back."""
-    search = Search(laptop, "power", epochs=40, trials=2, workers=2)
+    search = Search(laptop, "power", epochs=20, trials=2, workers=2)
     worker = laptop.hosts.workers[0]
 
     def power_cut() -> None:
@@ -145,4 +145,4 @@ def test_a_host_without_power_in_a_trial_of_both_is_waited_for_and_the_trial_goe
     trials = read_trials(search.folder / "trials.jsonl")
     assert [trial.complete for trial in trials] == [True, True]
     for trial in trials:
-        assert [record.epoch for record in trial.epochs] == list(range(1, 41))
+        assert [record.epoch for record in trial.epochs] == list(range(1, 21))
