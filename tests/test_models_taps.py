@@ -1,6 +1,7 @@
 """Feature taps: outputs of named modules beside the logits, through wrappers, and the stages found by themselves."""
 
 import copy
+import gc
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -73,6 +74,20 @@ def test_features_live_no_longer_than_whoever_asked_for_them(images: Tensor) -> 
     assert alive() is None
 
 
+def test_a_tapped_network_is_gone_with_the_last_who_holds_it(images: Tensor) -> None:
+    """Without waiting for Python to look for circles: the next trial on its GPU needs the memory."""
+    network = build_model("cnn-8", (3, 8, 8), 5)
+    alive = weakref.ref(network.get_parameter("blocks.0.0.weight"))
+    tapped = Tapped(network, ["blocks.0"])
+    gc.disable()
+    try:
+        tapped(images)
+        del network, tapped
+        assert alive() is None
+    finally:
+        gc.enable()
+
+
 def test_gradients_flow_through_a_tap(images: Tensor) -> None:
     network = build_model("cnn-8-16", (3, 8, 8), 5)
     _, (features,) = Tapped(network, ["blocks.0"])(images)
@@ -107,7 +122,7 @@ def test_taps_survive_compilation_as_one_graph(name: str, images: Tensor) -> Non
     assert len(plain) == len(compiled)
     for one, other in zip(plain, compiled, strict=True):
         torch.testing.assert_close(one, other)
-    assert not tapped._caught
+    assert not tapped._catcher.caught
 
 
 def test_taps_survive_distributed_data_parallel(tmp_path: Path, images: Tensor) -> None:
@@ -128,7 +143,7 @@ def test_a_tapped_network_can_be_copied_after_a_forward_of_its_own(images: Tenso
     network = build_model("cnn-8", (3, 8, 8), 5)
     tapped = Tapped(network, ["blocks.0"])
     network(images)  # not through Tapped
-    assert not tapped._caught
+    assert not tapped._catcher.caught
     copied = copy.deepcopy(tapped).eval()
     assert torch.equal(copied(images)[0], copy.deepcopy(network).eval()(images))
 
@@ -146,7 +161,7 @@ def test_a_tapped_network_can_be_copied_after_a_forward_that_failed(images: Tens
     tapped = Tapped(Fails(), ["first"])
     with pytest.raises(RuntimeError, match="out of memory"):
         tapped(images)
-    assert not tapped._caught
+    assert not tapped._catcher.caught
     copy.deepcopy(tapped)
 
 

@@ -30,31 +30,42 @@ class Tapped(nn.Module):
         super().__init__()
         self.model = model
         self.taps = tuple(taps)
-        # Outputs are held only while forward runs: a tensor left here would be kept alive, and cannot be copied.
-        self._catching = False
-        self._caught: dict[str, Tensor] = {}
+        self._catcher = _Catcher()
         modules = dict(model.named_modules())
         for tap in self.taps:
             if not tap or tap not in modules:
                 raise ModelError(_no_such_module(model, tap))
         for tap in dict.fromkeys(self.taps):
-            modules[tap].register_forward_hook(partial(self._catch, tap))
-
-    def _catch(self, tap: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        if self._catching:  # a copy: a ReLU in place that follows would write into what the tapped module gave
-            self._caught[tap] = output.clone() if isinstance(output, Tensor) else output
+            modules[tap].register_forward_hook(partial(self._catcher.catch, tap))
 
     def forward(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        self._catching = True
+        catcher = self._catcher
+        catcher.catching = True
         try:
             logits = self.model(images)
             for tap in self.taps:
-                if tap not in self._caught:
+                if tap not in catcher.caught:
                     raise ModelError(f"{type(self.model).__name__} does not run its module {tap!r}: tap another one")
-            return logits, tuple(self._caught[tap] for tap in self.taps)
+            return logits, tuple(catcher.caught[tap] for tap in self.taps)
         finally:
-            self._catching = False
-            self._caught.clear()
+            catcher.catching = False
+            catcher.caught.clear()
+
+
+class _Catcher:
+    """Holds outputs while forward runs: a tensor left here would be kept alive, and cannot be copied.
+
+    Hooks know it and not the whole module, which would hold itself and keep a GPU's memory until Python looks for
+    circles.
+    """
+
+    def __init__(self) -> None:
+        self.catching = False
+        self.caught: dict[str, Tensor] = {}
+
+    def catch(self, tap: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        if self.catching:  # a copy: a ReLU in place that follows would write into what the tapped module gave
+            self.caught[tap] = output.clone() if isinstance(output, Tensor) else output
 
 
 def stages_of(network: nn.Module, image_shape: ImageShape | None = None) -> tuple[str, ...]:
