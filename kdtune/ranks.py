@@ -133,7 +133,7 @@ class SynchronisedBatchNorm(_BatchNorm):
         shape = (1, -1, *(1 for _ in images.shape[2:]))
         values = images.float()
         count = values.numel() // values.shape[1]
-        total = all_reduce(torch.tensor(float(count), device=values.device))  # type: ignore[no-untyped-call]
+        total = all_reduce(values.new_full((), count))  # type: ignore[no-untyped-call]
         mean = all_reduce(values.sum(others)) / total  # type: ignore[no-untyped-call]
         centred = values - mean.view(shape)
         variance = all_reduce(centred.square().sum(others)) / total  # type: ignore[no-untyped-call]

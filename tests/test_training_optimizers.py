@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from kdtune.experiment import Train
-from kdtune.training import from_bytes, new_state, to_bytes
+from kdtune.experiment.train import Precision
+from kdtune.training import TrainingState, from_bytes, new_state, to_bytes
 from tests.conftest import CPU
+
+PRECISIONS: tuple[Precision, Precision] = ("float32", "float16")
 
 
 class LateComer(nn.Module):
@@ -62,6 +65,39 @@ def test_they_are_torchs_own_step_by_step_and_after_they_were_saved(optimizer: L
             saved = to_bytes(state.state_dict())
             state = new_state(ours, config, CPU)
             state.load_state_dict(from_bytes(saved, CPU))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("precisions", [PRECISIONS, PRECISIONS[::-1]])
+def test_a_run_goes_on_in_another_precision(
+    precisions: tuple[Precision, Precision], optimizer: Literal["sgd", "adamw"]
+) -> None:
+    """As `auto` chooses it: bfloat16 on one GPU, float16 with a scaler on an older one, float32 on a CPU."""
+    one, other = (new_state(nn.Linear(4, 3), Train(optimizer=optimizer, precision=p), CPU) for p in precisions)
+    step(one, torch.ones(5, 4))
+    other.load_state_dict(from_bytes(to_bytes(one.state_dict()), CPU))
+    torch.testing.assert_close(other.learner.state_dict(), one.learner.state_dict())
+    for state in (one, other):
+        step(state, torch.ones(5, 4))
+    torch.testing.assert_close(other.learner.state_dict(), one.learner.state_dict())
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_with_a_scaler_a_step_that_overflows_is_left_out(optimizer: Literal["sgd", "adamw"]) -> None:
+    state = new_state(nn.Linear(4, 3), Train(optimizer=optimizer, precision="float16"), CPU)
+    step(state, torch.ones(5, 4))
+    before = {name: weight.clone() for name, weight in state.learner.state_dict().items()}
+    scale = state.scaler.get_scale()
+    step(state, torch.full((5, 4), torch.inf))
+    torch.testing.assert_close(state.learner.state_dict(), before)
+    assert state.scaler.get_scale() == scale / 2
+
+
+def step(state: TrainingState, images: Tensor) -> None:
+    state.optimizer.zero_grad()
+    state.scaler.scale(state.learner(images).square().sum()).backward()
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
 
 
 def test_a_step_of_training_does_not_import_torchs_compiler() -> None:

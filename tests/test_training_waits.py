@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from kdtune import ranks
 from kdtune.cache import open_cache
 from kdtune.cache.columns import Column
 from kdtune.cache.forms import in_steps, largest
@@ -48,10 +49,11 @@ WAITS = NUMBERS | {"nonzero", "masked_select", "equal", "is_nonzero", "_unique2"
 
 
 class Asked(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts what Python waits for, and copies from device to device. Every number that is waited for is 1."""
+    """Counts what Python waits for, and copies from device to device. A number without contents is 1."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device = DEVICE) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.device = device
         self.counts: Counter[str] = Counter()
 
     def __torch_dispatch__(
@@ -59,7 +61,7 @@ class Asked(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         name = operation.overloadpacket.__name__
         there = [given.device for given in args if isinstance(given, Tensor)]
-        if name in WAITS and DEVICE in there:
+        if name in WAITS and self.device in there:
             self.counts[name] += 1
         if name in NUMBERS and DEVICE in there:
             return 1.0 if args[0].is_floating_point() else 1
@@ -100,8 +102,9 @@ def asked_by(
             data = data.to(DEVICE)
             if isinstance(objective, Distillation) and isinstance(objective.teacher, Live):
                 objective.teacher.teacher.to(DEVICE)
-            # fused kernels are for devices that torch knows
-            state = TrainingState(learner.to(DEVICE), optimizer_of(learner, config, fused=False))
+            state = TrainingState(learner.to(DEVICE), optimizer_of(learner, config))
+            for group in state.optimizer.param_groups:
+                group["fused"] = False  # those kernels are for devices that torch knows
             indices = data.fit[: steps * SIZE]
             epochs = train(state, objective, data, experiment.data, config, indices, seed=0, views=2, validate=True)
             next(epochs)
@@ -186,3 +189,35 @@ def test_an_epoch_waits_for_the_device_at_its_end_and_never_in_a_step(
     few, many = asked_by(of, FEW, values), asked_by(of, MANY, values)
     assert few == many, f"{FEW} steps: {few}, {MANY} steps: {many}"
     assert 0 < sum(few[name] for name in NUMBERS) <= 6, few  # the means of the terms, accuracy and loss
+
+
+def test_a_scaler_of_float16_does_not_wait_either(make_experiment: MakeExperiment, materials: Materials) -> None:
+    """On the CPU, where numbers are seen to be asked for as well."""
+    experiment = make_experiment({"train.batch_size": SIZE, "train.precision": "float16"})
+    counts = []
+    for steps in (FEW, MANY):
+        student, data = alone(experiment, materials), materials.dataset
+        indices, asked = data.fit[: steps * SIZE], Asked(CPU)
+        with asked:
+            next(
+                train(
+                    student.state, student.objective, data, experiment.data, experiment.train, indices,
+                    seed=0, views=2, validate=True,
+                )
+            )  # fmt: skip
+        assert student.state.scaler.is_enabled()
+        counts.append(asked.counts)
+    assert counts[0] == counts[1]
+
+
+def test_a_batch_norm_over_all_processes_copies_nothing_to_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "all_reduce", lambda values: 2 * values)
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4))
+    ranks.synchronise_batch_norm(network)
+    asked = Asked()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        images = torch.zeros(SIZE, 1, 8, 8, device=DEVICE)
+        network.to(DEVICE)
+        with asked:
+            network(images).sum().backward()
+    assert not asked.counts

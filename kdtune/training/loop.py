@@ -74,8 +74,8 @@ def train(
 ) -> Iterator[EpochRecord]:
     """Trains `state.learner` on the training images `indices` from epoch `state.epoch` on, a record an epoch.
 
-    Ends early after an epoch whose loss is not finite. Nothing in a step waits for the device, but for float16, whose
-    GradScaler looks for overflows. All `ranks` iterate, in step; their records agree but for `seconds` and `waited`.
+    Ends early after an epoch whose loss is not finite. Nothing in a step waits for the device, but for torch's
+    synchronised BatchNorm. All `ranks` iterate, in step; their records agree but for `seconds` and `waited`.
     """
     device = dataset.images.device
     dtype = precision_of(config, device)

@@ -42,7 +42,7 @@ class AdamW(_Eager, torch.optim.AdamW):
     step = torch.no_grad()(_uncompiled(torch.optim.AdamW.step))
 
 
-def optimizer_of(learner: nn.Module, config: Train, *, fused: bool = True) -> Optimizer:
+def optimizer_of(learner: nn.Module, config: Train) -> Optimizer:
     """Of what is trained of `learner`. Every parameter but a scalar is decayed alike, as in the published tables."""
     trained = [parameter for parameter in learner.parameters() if parameter.requires_grad]
     scalars = [parameter for parameter in trained if parameter.ndim == 0]
@@ -50,14 +50,14 @@ def optimizer_of(learner: nn.Module, config: Train, *, fused: bool = True) -> Op
     if scalars:  # a learned temperature: decay would pull it to the middle of its range
         groups.append({"params": scalars, "weight_decay": 0.0})
     if config.optimizer == "adamw":
-        return AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused)
+        return AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
     optimizer = SGD(
         groups,
         lr=config.learning_rate,
         momentum=config.momentum,
         nesterov=config.nesterov,
         weight_decay=config.weight_decay,
-        fused=fused,
+        fused=True,
     )
     if config.momentum:  # fused SGD wants all from the first step on; some parameters get no gradient until later
         for parameter in trained:

@@ -39,7 +39,8 @@ class TrainingState:
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         self.learner.load_state_dict(saved["learner"])
         self.optimizer.load_state_dict(saved["optimizer"])
-        self.scaler.load_state_dict(saved["scaler"])
+        if saved["scaler"]:  # nothing, where it was not needed: on a GPU that has bfloat16, or a CPU
+            self.scaler.load_state_dict(saved["scaler"])
         self.epoch = saved["epoch"]
 
 
@@ -60,6 +61,4 @@ def new_state(learner: nn.Module, config: Train, device: torch.device) -> Traini
     """State of a run that has not begun: the learner on the device, in the layout that is fastest there."""
     channels_last(learner).to(device)
     float16 = precision_of(config, device) == torch.float16
-    # with a GradScaler, a fused optimiser cannot take up the state of one that was not
-    optimizer = optimizer_of(learner, config, fused=not float16)
-    return TrainingState(learner, optimizer, torch.amp.GradScaler(device.type, enabled=float16))
+    return TrainingState(learner, optimizer_of(learner, config), torch.amp.GradScaler(device.type, enabled=float16))
