@@ -2,20 +2,24 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import ray
+import torch
 
 from kdtune.cli.options import default_file
 from kdtune.cli.progress import Lines
 from kdtune.errors import RunError
 from kdtune.experiment import Resources, load, with_values
 from kdtune.records import EpochRecord, TrialRecord
-from kdtune.search import run
+from kdtune.search import run, session
 from kdtune.search.board import Board, Row, last_error
 from kdtune.search.final import state_file
 from kdtune.search.placing import Node, place
 from kdtune.search.run import pick_best
-from kdtune.trial import asked, claim, finished, jobs_of
+from kdtune.training import default_device
+from kdtune.trial import Materials, asked, claim, finished, jobs_of
 from tests.conftest import MakeExperiment
 
 DIGITS = load(default_file())
@@ -162,6 +166,42 @@ def test_the_last_error_of_a_trial_is_shown_with_its_message_and_its_node() -> N
         "The actor died unexpectedly before finishing this task. The actor is dead because its node has died. "
         "Node Id: ff (node 10.0.0.7)"
     )
+
+
+def test_gpus_that_torch_cannot_use_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver counts them even where it is too old for this torch."""
+    started: dict[str, Any] = {}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **given: started.update(given))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(session, "nodes", lambda: [Node(8, started["num_gpus"])])
+    for usable in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda usable=usable: usable)
+        with session.session(Resources()) as slots:
+            assert (slots.device.type, slots.gpus > 0) == (default_device().type, usable)
+
+
+def test_a_gpu_is_given_back_before_trials_want_it(
+    make_experiment: MakeExperiment, materials: Materials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the teacher was trained in would stay with this process, which has nothing to compute for now."""
+    done: list[str] = []
+
+    def prepared(*given: object, **named: object) -> Materials:
+        done.append("prepared")
+        return materials
+
+    def trials(*given: object) -> None:
+        done.append("trials")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "prepare", prepared)
+    monkeypatch.setattr(run, "session", trials)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: done.append("given back"))
+    with pytest.raises(KeyboardInterrupt):
+        run.run_search(make_experiment({"search.space": SPACE, "search.trials": 3}), Lines())
+    assert done == ["prepared", "given back", "trials"]
 
 
 @pytest.mark.slow

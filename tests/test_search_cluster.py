@@ -345,6 +345,8 @@ def test_errors_of_a_machine_are_held_back_where_there_are_others_and_bugs_never
     errors: list[tuple[Exception, bool]] = [
         (OSError(28, "No space"), True),
         (CacheError("out of reach"), True),
+        (torch.AcceleratorError("an illegal memory access was encountered"), True),
+        (torch.OutOfMemoryError("CUDA out of memory"), False),
         (RunError("workers are lost"), False),
         (ZeroDivisionError(), False),
     ]

@@ -15,7 +15,7 @@ from kdtune.cli import app
 from kdtune.data import Dataset
 from kdtune.experiment import dump
 from kdtune.models import build_model, count_parameters
-from kdtune.trial import Materials
+from kdtune.trial import Materials, doctor, forecast
 from kdtune.trial.doctor import Check, examine, memory, networks, of_teacher, packages
 from tests.conftest import CPU, MakeExperiment
 
@@ -154,6 +154,30 @@ def test_memory_without_a_gpu_is_an_estimate_of_weights_and_of_what_a_step_keeps
     assert "estimated" in found.found
     told = float(found.found.split("about ")[1].split(" MiB")[0])
     assert at_least / 2**20 - 0.05 <= told <= 1.2 * at_least / 2**20  # activations after each layer besides
+
+
+def test_a_student_that_does_not_fit_on_a_gpu_is_a_problem_and_ends_nothing(
+    make_experiment: MakeExperiment, materials: Materials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: object, **named: object) -> float:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(doctor, "_step_bytes", full)
+    monkeypatch.setattr(forecast, "measure", full)
+    found = outcomes({check.name: check for check in examine(make_experiment(), materials.dataset, CPU)})
+    assert found["GPU memory"] == found["cache and time"] == "problem"
+
+
+def test_what_was_taken_to_measure_a_step_counts_as_free(
+    make_experiment: MakeExperiment, materials: Materials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """9 of 16 GiB are kept by torch's allocator after the step that needed them."""
+    kept = [9 << 30]
+    monkeypatch.setattr(doctor, "_step_bytes", lambda *given: float(9 << 30))
+    monkeypatch.setattr(torch.cuda, "empty_cache", kept.clear)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: ((16 << 30) - sum(kept), 16 << 30))
+    found = memory(make_experiment(), materials.dataset, torch.device("cuda"))
+    assert found.outcome == "ok", found
 
 
 @pytest.mark.slow

@@ -6,13 +6,16 @@ What starts processes, which takes seconds, is left to `pytest -m slow`.
 import multiprocessing
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import psutil
 import pytest
+from torch import Tensor
 
+from kdtune.cache import Answers
 from kdtune.errors import RunError
+from kdtune.training import evaluation_batch
 from kdtune.trial import Materials
 from kdtune.trial.together import Memory, Together, best_of, epochs_of, rates_of
 from tests.conftest import CPU, MakeExperiment
@@ -94,6 +97,23 @@ def test_a_trial_trains_an_epoch_a_call(materials: Materials, make_experiment: M
     with Together(partial(epochs_of, make_experiment({"train.epochs": 9}), materials, CPU, threads=1)) as trials:
         trials.grow(1)
         assert trials.epoch() == trials.epoch() == [Memory()]
+
+
+def test_a_trial_that_learns_from_a_cache_has_its_teacher_beside_it(
+    materials: Materials, make_experiment: MakeExperiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a search it computes columns: memory that it takes then must not be missing from what was tried."""
+    asked: list[int] = []
+    to = Answers.to
+
+    def counted(answers: Answers, view: int, indices: Tensor) -> Iterator[Tensor]:
+        for logits in to(answers, view, indices):
+            asked.append(len(logits))
+            yield logits
+
+    monkeypatch.setattr(Answers, "to", counted)
+    epochs_of(make_experiment({"train.epochs": 3}), materials, CPU, threads=1)
+    assert asked == [evaluation_batch(materials.dataset)]
 
 
 class Device(Together):

@@ -41,19 +41,18 @@ def _nodes(*, local: bool, cluster: Path | None) -> "tuple[str, list[Node] | Non
     """Whose machines, and what they have; None where that is known only once Ray runs."""
     import os
 
-    import torch
-
     from kdtune.cluster.files import read_cluster_file
     from kdtune.cluster.finding import DEFAULT
     from kdtune.errors import ClusterError
     from kdtune.search.placing import Node
+    from kdtune.training import usable_gpus
 
     if local and cluster:
         raise ClusterError("--local and --cluster exclude each other; give one of them")
     found = read_cluster_file(cluster or Path(DEFAULT)) if cluster or (Path(DEFAULT).exists() and not local) else None
     if found is None or (cluster is None and found.placeholders):
         why = f"; {DEFAULT} is still to be filled in (--cluster {DEFAULT} plans for it)" if found else ""
-        return f"this machine{why}", [Node(os.cpu_count() or 1, torch.cuda.device_count())]
+        return f"this machine{why}", [Node(os.cpu_count() or 1, usable_gpus())]
     nodes = found.nodes()
     where = f"the cluster {found.name} ({found.where}, {found.path}), whether it runs or not"
     return where, None if nodes is None else [Node(**node) for node in nodes]  # type: ignore[arg-type]  # count is whole

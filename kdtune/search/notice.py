@@ -10,14 +10,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+import torch
 from ray._private.state import state
 
 from kdtune.errors import CacheError, DataError, StorageError, WorkersLostError
 
 LOOK_EVERY_S = 1.0
 HOLD_S = 20.0
-# What fails on one node and may do on another.
-OF_A_MACHINE = (OSError, CacheError, DataError, StorageError, WorkersLostError)
+# What fails on one node and may do on another; a process whose GPU has failed is of no use any more.
+OF_A_MACHINE = (torch.AcceleratorError, OSError, CacheError, DataError, StorageError, WorkersLostError)
 
 _seen: tuple[float, frozenset[str]] = (float("-inf"), frozenset())
 

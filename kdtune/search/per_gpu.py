@@ -60,7 +60,6 @@ def share_gpus(
 
 def _tried(experiment: Experiment, materials: Materials, slots: Slots, say: Callable[[str], None]) -> dict[int, float]:
     """What `rates_of` gives on one GPU of the cluster; nothing where that fails, and then it is said why."""
-    torch.cuda.empty_cache()  # what is left of a teacher that was trained here
     most = _most(slots)
     probe: Any = ray.remote(num_cpus=most * slots.cpus, num_gpus=1, max_retries=0)(_probe)
     task = probe.remote(experiment, ray.put(materials), slots.device, slots.threads, most)

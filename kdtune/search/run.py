@@ -28,7 +28,7 @@ from kdtune.search.states import states_of
 from kdtune.search.tracking import STATE, Tracking, check_tracking, tracked
 from kdtune.search.trials import check_search, run_trials
 from kdtune.storage import Mirror, folder_of
-from kdtune.training import default_device
+from kdtune.training import default_device, free_memory
 from kdtune.trial import (
     Found,
     Materials,
@@ -133,6 +133,7 @@ class _Search:
         columns = columns_of(folder)
         if self.address == LOCAL:
             materials = prepare(experiment, default_device(), self.watch, columns=columns)
+            free_memory()  # for the trials on this GPU: this process has no more to compute until they are over
         else:
             with session(experiment.resources, self.address) as slots:
                 materials = prepare_away(experiment, slots, self.watch, columns)

@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
-import torch
 
 from kdtune.errors import RunError
 from kdtune.experiment import Resources
 from kdtune.search.placing import Node, Slots, place
+from kdtune.training import usable_gpus
 
 NODES = "KDTUNE_NODES"  # [{"cpus": 8, "gpus": 1, "count": 4}, ...]: all nodes, as many as there may come to be
 LOCAL = "local"  # an address: Ray started here for one search; any other is a cluster that is running
@@ -42,10 +42,10 @@ def session(resources: Resources, address: str = LOCAL) -> Iterator[Slots]:
         os.environ.setdefault(name, value)
     started = not ray.is_initialized()
     if started:
-        # GPUs: what this torch can use, not what the machine has. A group whose trial is killed is cleared away by Ray
+        # A group whose trial is killed is cleared away by Ray
         # Train, which asks the dashboard whether it is alive
         groups = resources.workers_per_trial > 1
-        own: dict[str, Any] = {"num_gpus": torch.cuda.device_count(), "include_dashboard": groups}
+        own: dict[str, Any] = {"num_gpus": usable_gpus(), "include_dashboard": groups}
         if address != LOCAL:
             os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")  # a job may set the same ones: they are here
             own = {"runtime_env": {"env_vars": {name: os.environ[name] for name in settings}}}

@@ -1,5 +1,6 @@
-"""The device that a process trains on, and the precision that it computes in."""
+"""The device that a process trains on, its memory, and the precision that it computes in."""
 
+import gc
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -10,6 +11,17 @@ from kdtune.experiment import Train
 
 def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def usable_gpus() -> int:
+    """Of this machine. torch alone counts those too whose driver is too old for it."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def free_memory() -> None:
+    """Gives back what torch keeps of a GPU's memory after its tensors are gone: other processes wait for it."""
+    gc.collect()
+    torch.cuda.empty_cache()  # nothing, where CUDA was not used
 
 
 def precision_of(config: Train, device: torch.device) -> torch.dtype:

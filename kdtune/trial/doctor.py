@@ -28,7 +28,7 @@ from kdtune.experiment.chain import configurations
 from kdtune.experiment.networks import INLINE
 from kdtune.models import rebuild_model
 from kdtune.teacher import Teacher, fit_weights, read_weights
-from kdtune.training import autocast, evaluate, new_state, precision_of
+from kdtune.training import autocast, evaluate, free_memory, new_state, precision_of
 from kdtune.trial.forecast import Forecast, forecasts
 from kdtune.trial.materials import check_networks
 from kdtune.trial.teachers import kept_already
@@ -64,6 +64,8 @@ def examine(experiment: Experiment, dataset: Dataset, device: torch.device) -> I
     try:
         for forecast in forecasts(experiment, dataset, device):
             yield from costs(forecast)
+    except torch.OutOfMemoryError:
+        yield Check("cache and time", "problem", "not measured: a step does not fit on this GPU", "mend that first")
     except KdtuneError as error:
         yield Check("cache and time", "problem", str(error), "mend that first")
 
@@ -229,7 +231,6 @@ def memory(experiment: Experiment, dataset: Dataset, device: torch.device) -> Ch
     try:
         needed = max(_step_bytes(one, dataset, images, device) for one in students.values())
     except torch.OutOfMemoryError:
-        torch.cuda.empty_cache()
         return Check(
             "GPU memory",
             "problem",
@@ -239,6 +240,7 @@ def memory(experiment: Experiment, dataset: Dataset, device: torch.device) -> Ch
     told = f"about {_in_words(needed)} for a student's step of {images} images, without a live teacher"
     if device.type != "cuda":
         return Check("GPU memory", "ok", f"{told}; estimated, since this machine has no GPU to measure it on")
+    free_memory()  # what was taken to measure is not taken by others
     free, total = torch.cuda.mem_get_info(device)
     at_once = round(1 / share) if share else 1
     fits = needed * at_once < TOO_FULL * free
