@@ -42,11 +42,11 @@ class Answering:
         return self.answer(batch)
 
 
-LEFT_OUT = {
-    "slow": "whole searches as a person types them, workers that share batches, exports in every format (minutes)",
-    "faults": "what is killed in the middle of a search (minutes)",
-    "hosts": "`ray up` and searches on hosts that the tests make (minutes; Linux, root)",
-    "browser": "pages in Chromium (apt-get install chromium)",
+LEFT_OUT = {  # by the options that run it
+    "-m slow": "whole searches as a person types them, workers that share batches, exports in every format (minutes)",
+    "-m faults": "what is killed in the middle of a search (minutes)",
+    "-n 0 -m hosts": "`ray up` and searches on hosts that the tests make (minutes; Linux, root)",
+    "-n 0 -m browser": "pages in Chromium (apt-get install chromium)",
 }
 
 
@@ -60,9 +60,9 @@ def pytest_configure() -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """What plain `pytest` leaves out is said, never passed over in silence."""
-    for marker, what in LEFT_OUT.items():
-        if f"not {marker}" in config.option.markexpr:
-            terminalreporter.write_line(f"not run: {what}: pytest -n 0 -m {marker}")
+    for options, what in LEFT_OUT.items():
+        if f"not {options.split()[-1]}" in config.option.markexpr:
+            terminalreporter.write_line(f"not run: {what}: pytest {options}")
 
 
 def tiny_experiment(storage: Path, values: Mapping[str, object] | None = None) -> Experiment:

@@ -1,6 +1,6 @@
 """What is killed, lost, taken away or full in the middle of a search on a cluster, and that nothing finished is lost.
 
-Each test kills something real. They take minutes: `pytest -m faults -n 0`.
+Each test kills something real. They take minutes: `pytest -m faults`.
 """
 
 import os

@@ -1,6 +1,6 @@
 """What is lost in the middle of trials of two workers on a cluster, and that nothing finished is lost.
 
-They take minutes: `pytest -m faults -n 0`.
+They take minutes: `pytest -m faults`.
 """
 
 import os

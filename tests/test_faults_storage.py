@@ -1,5 +1,5 @@
 """Storage that fails in the middle of a search, a head that is lost with its disk, a disk that is full; and what is
-left when all goes well: nothing. They take minutes: `pytest -m faults -n 0`.
+left when all goes well: nothing. They take minutes: `pytest -m faults`.
 """
 
 import json
