@@ -14,7 +14,7 @@ from torch import Tensor
 from kdtune.cli import main
 from kdtune.data import Dataset
 from kdtune.errors import DataError, ExportError
-from kdtune.export import Labelled, Opened, export_student, measure, of_dataset, of_folder, open_student
+from kdtune.export import Labelled, Opened, export_student, measure, measuring, of_dataset, of_folder, open_student
 from kdtune.training import evaluate
 from tests.conftest import tiny_experiment
 from tests.test_export import a_card, a_student
@@ -65,6 +65,19 @@ def test_accuracy_top_5_and_loss_are_as_worked_out_by_hand() -> None:
     assert found.confidences[1].item() == pytest.approx(math.exp(2) / (math.exp(1) + math.exp(2) + 5))
     ((name, count, share),) = found.by_class(student.classes)
     assert (name, count, share) == ("a", 3, 1 / 3)
+
+
+def test_seconds_leave_out_what_a_first_answer_takes_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    student, images = saying(torch.rand(4, 7))
+    now, longer = 0.0, [100.0]
+
+    def answers(pixels: Tensor) -> Tensor:
+        nonlocal now
+        now += longer.pop() if longer else 1.0
+        return student.answers(pixels)
+
+    monkeypatch.setattr(measuring, "perf_counter", lambda: now)
+    assert measure(replace(student, answers=answers), images).seconds == 2
 
 
 def test_five_classes_have_no_top_5() -> None:

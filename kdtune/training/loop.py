@@ -2,7 +2,8 @@
 
 `train(...)` is a generator of `EpochRecord`s. Whoever iterates it decides when to stop, and between two epochs the
 `TrainingState` that was passed in can be saved and later resumed: order, augmentation, dropout and learning rate
-are functions of `(seed, epoch)`, so a resumed run continues as if it had never stopped.
+are functions of `(seed, epoch)`, so a resumed run continues as if it had never stopped: bit for bit on a CPU, whereas
+kernels of a GPU add in an order of their own.
 
     state = new_state(learner, config, device)
     for record in train(state, CrossEntropy(), dataset, data_config, config, dataset.fit,
