@@ -17,7 +17,7 @@ from kdtune.errors import ExportError
 from kdtune.experiment import Experiment
 from kdtune.export import export_student, load_student
 from kdtune.export import writing as room
-from kdtune.models import build_model, count_parameters
+from kdtune.models import build_model, channels_last, count_parameters
 from kdtune.teacher import fingerprint, keep
 from kdtune.training import evaluate
 from kdtune.trial import Bench, Materials
@@ -60,6 +60,19 @@ def logits_of(network: nn.Module, digits: Dataset) -> Tensor:
 
 
 # --- the front door
+
+
+@pytest.mark.parametrize("model", ["cnn-8-16", "resnet8", "vgg8"])
+def test_a_student_in_the_layout_that_it_was_trained_in_is_exported(
+    model: str, tmp_path: Path, experiment: Experiment, digits: Dataset
+) -> None:
+    """Kernels for channels last add in another order, and so far apart are logits after some training."""
+    network = channels_last(a_student(model=model))
+    with torch.no_grad():
+        network.get_parameter([name for name, _ in network.named_parameters()][-2]).mul_(300)
+    section = experiment.student.model_copy(update={"model": model})
+    export_student(tmp_path / "student", network, experiment.model_copy(update={"student": section}), digits, a_card)
+    assert (load_student(tmp_path / "student")(digits.test.images) - logits_of(network, digits)).abs().max() > 1e-6
 
 
 def test_an_exported_student_answers_as_the_student_did_to_uint8_images(

@@ -107,8 +107,9 @@ def export_student(
     config = _config(network, weights, experiment, dataset) | {"provenance": dict(provenance or {})}
     write_bytes(part / WEIGHTS, safetensors.torch.save(weights))
     write_text(part / "config.json", json.dumps(config, indent=2))
-    # on the CPU: another device rounds differently, which is not the export's doing
-    writing = _Writing(part, copy.deepcopy(network).cpu().eval(), config, dataset, seen=seen)
+    # on the CPU and in the layout that is read back: others round differently, which is not the export's doing
+    asked = copy.deepcopy(network).cpu().to(memory_format=torch.contiguous_format).eval()
+    writing = _Writing(part, asked, config, dataset, seen=seen)
     for name, precision in wanted.files:
         writing.write(name, precision)
     if wanted.files:
