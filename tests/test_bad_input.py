@@ -23,6 +23,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+import kdtune
 import kdtune.cli.progress
 import kdtune.search.run  # imports ray and starts nothing
 from kdtune.cli import main
@@ -30,7 +31,7 @@ from kdtune.cli.options import default_file
 from kdtune.experiment import Experiment, differences, dump, load, parse
 from kdtune.models import build_model
 from kdtune.report import write_summary
-from kdtune.trial import claim
+from kdtune.trial import SINGLE, claim
 
 NOBODY = 65534
 TINY: dict[str, Any] = {  # `Any`: YAML, to be changed by tests
@@ -119,8 +120,29 @@ def test_a_bad_override_is_named(tmp_path: Path, refused: Refused) -> None:
     assert "the value of train is not YAML: '['" in shown
 
 
-def test_an_empty_space_says_what_to_do_instead(tmp_path: Path, refused: Refused, no_search: None) -> None:
-    assert "`kdtune train` trains the one configuration" in refused("search", write(tmp_path))
+@pytest.mark.parametrize("command", ["search", "plan"])
+def test_an_empty_space_says_what_to_do_instead(
+    command: str, tmp_path: Path, refused: Refused, no_search: None
+) -> None:
+    assert "`kdtune train` trains the one configuration" in refused(command, write(tmp_path))
+
+
+@pytest.mark.parametrize("command", ["report", "export"])
+def test_a_run_that_is_not_there_is_said_to_be_missing(command: str, tmp_path: Path, refused: Refused) -> None:
+    assert f"there is no folder {tmp_path / 'digts'}" in refused(command, tmp_path / "digts")
+
+
+def test_a_training_without_a_search_is_not_one_that_has_not_finished(tmp_path: Path, refused: Refused) -> None:
+    folder = claim(load(write(tmp_path)), SINGLE)
+    (folder / "student").mkdir()
+    assert f"its student is {folder / 'student'}" in refused("export", folder)
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert not stop.value.code
+    assert capsys.readouterr().out == f"kdtune {kdtune.__version__}\n"
 
 
 def test_a_misspelt_option_names_the_known_one(capsys: pytest.CaptureFixture[str]) -> None:

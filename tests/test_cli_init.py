@@ -11,7 +11,7 @@ from kdtune.cli.init import USUAL
 from kdtune.data import Dataset
 from kdtune.errors import KdtuneError
 from kdtune.experiment import load
-from kdtune.experiment.images import DatasetName
+from kdtune.experiment.images import DOWNLOADABLE, DatasetName
 from kdtune.trial import check_networks
 from tests.test_search_spaces import SHAPES, pretended
 
@@ -34,6 +34,7 @@ def test_every_data_set_has_a_file_whose_networks_fit(
     experiment = load(tmp_path / "mine.yaml")
     assert experiment.data.dataset == dataset
     assert experiment.name == "mine"
+    assert experiment.data.download == (dataset in DOWNLOADABLE)
     assert experiment.own_teacher.model == USUAL[dataset].teacher
     check_networks(experiment, pretended(toy, experiment))
     assert experiment.search.stopper.grace_epochs is not None

@@ -72,6 +72,19 @@ def test_an_unknown_key_is_named_whatever_it_is_called(path: str) -> None:
     assert problems[path].startswith("unknown key.")
 
 
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("trials", "'search.trials'"),
+        ("learning_rate", "'train.learning_rate'"),
+        ("train.alpha", "'distill.alpha'"),
+        ("seed", "'search.seed'"),
+    ],
+)
+def test_a_key_of_another_section_is_named_with_it(path: str, meant: str) -> None:
+    assert problems_of(lambda: parse(raw_with({path: 5}))) == {path: f"unknown key. Did you mean {meant}?"}
+
+
 def test_an_unknown_key_like_no_other_lists_those_that_are_known() -> None:
     problems = problems_of(lambda: parse(raw_with({"search.stopper.zzz": 1})))
     assert problems == {"search.stopper.zzz": "unknown key. Known: kind, reduction_factor, grace_epochs, brackets."}
@@ -116,21 +129,25 @@ def test_a_field_that_takes_a_word_or_a_number_is_named_by_its_own_path(path: st
 @pytest.mark.parametrize(
     ("values", "path", "words"),
     [
-        ({"name": "../up"}, "name", "should match pattern"),
-        ({"name": ""}, "name", "should match pattern"),
+        ({"name": "../up"}, "name", "expected letters, digits, '.', '_' and '-', without spaces"),
+        ({"name": ""}, "name", "expected letters, digits, '.', '_' and '-', without spaces"),
         ({"data": {"dataset": "folder"}}, "data", "needs `root`"),
         ({"data.root": "somewhere"}, "data", "has no `root`"),
         ({"data.mean": [0.5]}, "data", "give both `mean` and `std`"),
         ({"data.mean": [0.5], "data.std": [0]}, "data.std.0", "greater than 0"),
         ({"train.learning_rate": math.inf}, "train.learning_rate", "finite number"),
         ({"train.nesterov": True, "train.momentum": 0}, "train", "nesterov needs a momentum above 0"),
-        ({"train.epochs": 5, "search.stopper.grace_epochs": 6}, "", "grace_epochs is 6, but a run has only 5 epochs"),
+        ({"train.epochs": 5, "search.stopper.grace_epochs": 6}, "", "5 epochs (train.epochs): lower it"),
+        ({"student": "resnet20"}, "student", "given 'resnet20', expected a section with some of: model, options"),
+        ({"search.stopper": "asha"}, "search.stopper", "expected a section with some of: kind, "),
+        ({"name": "my run"}, "name", "without spaces"),
+        ({"storage": "s3:/bucket/runs"}, "storage", "one / where an address has two: s3://bucket/runs"),
         ({"storage": "hdfs://host/runs"}, "storage", "expected a folder, or an address of s3://"),
         ({"storage": "s3://key:secret@bucket/runs"}, "storage", "holds a secret key"),
         ({"storage": "runs\0"}, "storage", ""),
         ({"distill.alpha": "much"}, "distill.alpha.start", "valid number"),
         ({"distill.alpha": None}, "distill.alpha", "expected a number or a schedule"),
-        ({"train": None}, "train", "should be a valid dictionary"),
+        ({"train": None}, "train", "expected a section with some of: epochs, batch_size, "),
         ({"search.points": [3]}, "search.points.0", "should be a valid dictionary"),
     ],
     ids=str,

@@ -20,7 +20,8 @@ from torchvision import transforms
 
 from kdtune.cli import main
 from kdtune.data import Dataset, ImageFiles, Images, prepare
-from kdtune.errors import ExportError
+from kdtune.data.images import open_rgb
+from kdtune.errors import DataError, ExportError
 from kdtune.experiment import Experiment
 from kdtune.export import FORMATS, Opened, Prediction, Wanted, export_student, load_student, open_student, predict
 from kdtune.models import build_model
@@ -175,6 +176,11 @@ def test_a_folder_of_more_images_than_a_batch_keeps_its_order(folder: Path, tmp_
 
 
 # --- opening
+
+
+def test_an_image_that_is_not_there_needs_no_repair(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"^there is no image .*none\.png$"):
+        open_rgb(tmp_path / "none.png")
 
 
 def test_what_is_no_student_is_refused_with_what_to_give(folder: Path, tmp_path: Path) -> None:

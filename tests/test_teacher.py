@@ -454,7 +454,8 @@ def test_a_damaged_file_is_an_error_that_names_it(tmp_path: Path, damage: str, s
 def test_a_missing_file_and_a_folder_are_errors_that_name_them(tmp_path: Path) -> None:
     with pytest.raises(TeacherError, match=r"no file .*nowhere\.pt"):
         read_weights(tmp_path / "nowhere.pt")
-    with pytest.raises(TeacherError, match="no file"):
+    (tmp_path / "student.safetensors").touch()
+    with pytest.raises(TeacherError, match=r"is a folder; .*'student\.safetensors'"):
         read_weights(tmp_path)
 
 

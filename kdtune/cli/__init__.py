@@ -7,10 +7,11 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
+import kdtune
 from kdtune.cli import (
     attach,
     cache,
@@ -37,10 +38,20 @@ from kdtune.errors import KdtuneError
 app = typer.Typer(
     name="kdtune",
     no_args_is_help=True,
+    invoke_without_command=True,  # for --version
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # half of the time that --help would take
     help="Searches temperature, alpha, feature weight and schedules of knowledge distillation.",
 )
+
+
+@app.callback()
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(f"kdtune {kdtune.__version__}")
+        raise typer.Exit
+
+
 app.command("search")(search.search)
 app.command("init")(init.init)
 app.command("doctor")(doctor.doctor)

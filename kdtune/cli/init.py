@@ -166,8 +166,12 @@ def _name(file: Path, dataset: str) -> str:
 
 def written(answers: Answers) -> str:
     """The file. Text in quotes: a path may hold anything."""
+    from kdtune.experiment.images import DOWNLOADABLE
+
     usual, a = answers.usual, answers
     root = f"\n  root: {json.dumps(a.root)}" if a.root is not None else ""
+    if a.dataset in DOWNLOADABLE:
+        root += "\n  download: true    # into that folder, where it is not there yet"
     size = f"\n  image_size: {a.image_size}         # every image becomes a square of this side" if a.image_size else ""
     return f"""\
 # An experiment of kdtune. `kdtune plan` says what it will cost, `kdtune search` runs it, `kdtune schema` has every

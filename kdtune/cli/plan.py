@@ -21,8 +21,10 @@ def plan(file: File = None, overrides: Overrides = None, local: Local = False, c
     experiment = read(file, overrides)
 
     from kdtune.cli.tables import print_facts
+    from kdtune.experiment import check_searchable
     from kdtune.search.placing import place
 
+    check_searchable(experiment)
     where, nodes = _nodes(local=local, cluster=cluster)
     facts = {"where": where}
     slots = None

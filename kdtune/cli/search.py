@@ -68,7 +68,9 @@ def search(
     from kdtune.cli.remote import begun_before, is_here, on_cluster, show_results, take_down
     from kdtune.cluster.finding import There, choose
     from kdtune.errors import ClusterError
+    from kdtune.experiment import check_searchable
 
+    check_searchable(experiment)
     before = None if address else begun_before(experiment, local=local, cluster=cluster)
     if before is not None and is_here(before, experiment):
         show_results(before)

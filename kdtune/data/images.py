@@ -114,6 +114,8 @@ def open_rgb(file: Path, *, upright: bool = False) -> "Image.Image":
             if image.mode.startswith("I;16"):  # PIL's own conversion clips 16 bits to white
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             return image.convert("RGB")
+    except FileNotFoundError:
+        raise DataError(f"there is no image {file}") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"cannot read image {file}: {error}. Remove or repair it") from error
 

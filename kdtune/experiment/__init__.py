@@ -2,7 +2,7 @@
 
 from kdtune.experiment.caching import Cache
 from kdtune.experiment.images import Data
-from kdtune.experiment.loading import differences, dump, json_schema, load, parse
+from kdtune.experiment.loading import check_searchable, differences, dump, json_schema, load, parse
 from kdtune.experiment.models import Experiment, Resources
 from kdtune.experiment.networks import Model, Student, Teacher
 from kdtune.experiment.objective import Distill
@@ -23,6 +23,7 @@ __all__ = [
     "Student",
     "Teacher",
     "Train",
+    "check_searchable",
     "differences",
     "dump",
     "json_schema",

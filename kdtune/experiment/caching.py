@@ -29,6 +29,8 @@ def check_storage(storage: str) -> str:
     if "\0" in storage:
         raise ValueError("the name of a folder cannot hold the character NUL")
     scheme, separator, _ = storage.partition("://")
+    if not separator and storage.startswith(tuple(f"{known}:/" for known in SCHEMES)):
+        raise ValueError(f"{storage!r} has one / where an address has two: {storage.replace(':/', '://', 1)}")
     if separator and scheme not in ("file", *SCHEMES):
         raise ValueError(
             f"expected a folder, or an address of {', '.join(f'{known}://' for known in SCHEMES)}, given {storage!r}"

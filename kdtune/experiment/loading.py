@@ -248,6 +248,16 @@ def _check_search(experiment: Experiment) -> list[Problem]:
     return problems
 
 
+def check_searchable(experiment: Experiment) -> None:
+    """Raises ExperimentError where trials are asked for that would all be alike."""
+    if experiment.search.trials and not experiment.search.space:
+        message = (
+            "is empty: there is nothing to search. `kdtune train` trains the one configuration of the file, "
+            "--set search.trials=0 compares it with its baselines"
+        )
+        raise ExperimentError(experiment.name, [Problem("search.space", message)])
+
+
 def dump(experiment: Experiment) -> str:
     """YAML with every default written out; loading it gives an equal experiment."""
     return yaml.safe_dump(plain(experiment), sort_keys=False, allow_unicode=True, width=110)

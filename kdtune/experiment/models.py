@@ -157,7 +157,8 @@ class Experiment(Section):
             return self
         if grace > self.train.epochs:
             raise ValueError(
-                f"search.stopper.grace_epochs is {grace}, but a run has only {self.train.epochs} epochs (train.epochs)"
+                f"search.stopper.grace_epochs is {grace}, but a run has only {self.train.epochs} epochs "
+                f"(train.epochs): lower it, or give null, which follows the length of a run"
             )
         if grace < self.warmup_epochs:
             raise ValueError(

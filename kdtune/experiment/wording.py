@@ -24,7 +24,14 @@ def problem(detail: ErrorDetails, whole: type[BaseModel]) -> Problem:
     context = detail.get("ctx", {})
     if unknown:
         known = _known_fields(location[:-1], whole)
-        return Problem(path, f"unknown key.{nearest(location[-1], known) or ' Known: ' + ', '.join(known) + '.'}")
+        elsewhere = [other for other in _paths(whole) if other.split(".")[-1] == location[-1]]
+        meant = f" Did you mean {' or '.join(map(repr, elsewhere))}?" if elsewhere else nearest(location[-1], known)
+        return Problem(path, f"unknown key.{meant or ' Known: ' + ', '.join(known) + '.'}")
+    if detail["type"] == "model_type":
+        fields = ", ".join(_known_fields(location, whole))
+        return Problem(path, f"given {short(given)}, expected a section with some of: {fields}")
+    if detail["type"] == "string_pattern_mismatch":
+        return Problem(path, f"given {short(given)}, expected letters, digits, '.', '_' and '-', without spaces")
     if detail["type"] == "union_tag_invalid":
         return Problem(path, f"given {short(given)}, expected a teacher section or the name of one")
     if detail["type"] == "missing":
@@ -51,6 +58,15 @@ def _known_fields(location: Sequence[str], whole: type[BaseModel]) -> list[str]:
         annotation = model.model_fields[part].annotation
     model = next(_models_in(annotation), None)
     return list(model.model_fields) if model else []
+
+
+def _paths(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Dotted paths of the fields of a model and of the sections in it, each section once."""
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        annotation: Any = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            yield from _paths(annotation, f"{prefix}{name}.")
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:  # annotations are of many types

@@ -57,7 +57,9 @@ class Compared:
             "The validation splits differ, so validation accuracies compare less well than test accuracies.",
             len(set(split.values())) > 1,
         )
-        open_ = [name for name, run in self.runs.items() if run.summary is None]
+        single = [name for name, run in self.runs.items() if run.summary is None and run.single]
+        yield f"Of kdtune train, which reads no test images: {', '.join(single)}.", bool(single)
+        open_ = [name for name, run in self.runs.items() if run.summary is None and not run.single]
         yield f"Not finished, so without test accuracies: {', '.join(open_)}.", bool(open_)
 
     def results(self) -> list[dict[str, Any]]:

@@ -137,6 +137,8 @@ class Run:
 def load_run(path: Path | str) -> Run:
     """Reads a run folder, finished or not. Raises RunError where it is none, or where its files are damaged."""
     folder = Path(path).expanduser()
+    if not folder.exists():
+        raise RunError(f"there is no folder {folder}. Give that of a run, such as runs/digits")
     if not (folder / "experiment.yaml").is_file():
         raise RunError(
             f"{folder} is no run folder: it has no experiment.yaml. Give the folder that `kdtune search` names at its "

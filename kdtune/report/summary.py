@@ -177,6 +177,10 @@ def read_summary(folder: Path) -> dict[str, Any]:
     try:
         summary = read_object(folder / "summary.json")
     except FileNotFoundError:
+        if (folder / "student").is_dir() and not (folder / "final").exists():
+            raise RunError(
+                f"{folder} is one training, without a search (kdtune train); its student is {folder / 'student'}"
+            ) from None
         raise RunError(
             f"{folder} has no summary.json: its search has not finished. The same `kdtune search` takes it up again"
         ) from None

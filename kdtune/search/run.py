@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from kdtune.errors import ExperimentError, Problem, RunError, StorageError
-from kdtune.experiment import Experiment, with_values
+from kdtune.errors import RunError, StorageError
+from kdtune.experiment import Experiment, check_searchable, with_values
 from kdtune.experiment.chain import assistant, searched_assistants, settled
 from kdtune.export import export_run
 from kdtune.records import TrialRecord, read_trials, write_text
@@ -61,17 +61,7 @@ def run_search(experiment: Experiment, watch: Watcher, address: str = LOCAL) -> 
     Trials run at the Ray cluster of `address`; by default at one of their own, on this machine. On a cluster a
     relative storage is one that its nodes share (`sharing`).
     """
-    if experiment.search.trials and not experiment.search.space:
-        raise ExperimentError(
-            experiment.name,
-            [
-                Problem(
-                    "search.space",
-                    "is empty: there is nothing to search. `kdtune train` trains the one configuration of the file, "
-                    "--set search.trials=0 compares it with its baselines",
-                )
-            ],
-        )
+    check_searchable(experiment)
     if address != LOCAL:
         experiment = on_cluster(experiment)
     with working(experiment) as (folder, mirror):

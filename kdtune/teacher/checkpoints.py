@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from kdtune.errors import TeacherError
+from kdtune.errors import TeacherError, nearest
 
 NESTED_UNDER = ("state_dict", "model", "model_state_dict", "net")
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # DDP and DataParallel; torch.compile
@@ -37,6 +37,9 @@ def read_weights(path: Path, where: str = "teacher.weights") -> dict[str, Tensor
     Nested under `state_dict`, `model`, `model_state_dict` or `net`, and with the prefixes of DDP or torch.compile.
     Only tensors are unpickled. Raises TeacherError that begins with `where`, the field of the experiment file.
     """
+    if path.is_dir():
+        inside = nearest("student.safetensors", sorted(file.name for file in path.iterdir() if file.is_file()))
+        raise TeacherError(f"{where}: {path} is a folder; give the file of the weights in it.{inside}")
     if not path.is_file():
         raise TeacherError(f"{where}: no file {path} (from {Path.cwd()})")
     try:

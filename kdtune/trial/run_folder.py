@@ -246,6 +246,8 @@ def _search_alike(one: Experiment, other: Experiment, name: str) -> bool:
 
 def read_run(folder: Path) -> Experiment:
     """The experiment of an existing run folder. Raises RunError where it is none."""
+    if not folder.exists():
+        raise RunError(f"there is no folder {folder}. Give that of a run, such as runs/digits")
     if not (folder / "experiment.yaml").exists():
         raise RunError(f"{folder} is no run folder: it has no experiment.yaml")
     return load(folder / "experiment.yaml")
