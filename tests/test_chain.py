@@ -220,7 +220,7 @@ def test_a_circle_is_told_once() -> None:
         ({"model": "cnn-8", "taps": ["a", "b", "a"]}, "names a twice"),
         ({"ensemble": ["a"]}, "at least 2 items"),
         ("nobody", "'nobody' is not one of `teachers` (a, b)"),
-        (3, "given 3, should be a valid dictionary"),
+        (3, "given 3, expected a section with some of: model, "),
     ],
 )
 def test_a_teacher_that_makes_no_sense_is_refused(teacher: object, words: str) -> None:
