@@ -198,6 +198,7 @@ def test_a_gpu_is_given_back_before_trials_want_it(
 
     monkeypatch.setattr(run, "prepare", prepared)
     monkeypatch.setattr(run, "session", trials)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: done.append("given back"))
     with pytest.raises(KeyboardInterrupt):
         run.run_search(make_experiment({"search.space": SPACE, "search.trials": 3}), Lines())

@@ -174,6 +174,7 @@ def test_what_was_taken_to_measure_a_step_counts_as_free(
     """9 of 16 GiB are kept by torch's allocator after the step that needed them."""
     kept = [9 << 30]
     monkeypatch.setattr(doctor, "_step_bytes", lambda *given: float(9 << 30))
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "empty_cache", kept.clear)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: ((16 << 30) - sum(kept), 16 << 30))
     found = memory(make_experiment(), materials.dataset, torch.device("cuda"))

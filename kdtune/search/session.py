@@ -42,8 +42,7 @@ def session(resources: Resources, address: str = LOCAL) -> Iterator[Slots]:
         os.environ.setdefault(name, value)
     started = not ray.is_initialized()
     if started:
-        # A group whose trial is killed is cleared away by Ray
-        # Train, which asks the dashboard whether it is alive
+        # a group whose trial is killed is cleared away by Ray Train, which asks the dashboard whether it is alive
         groups = resources.workers_per_trial > 1
         own: dict[str, Any] = {"num_gpus": usable_gpus(), "include_dashboard": groups}
         if address != LOCAL:

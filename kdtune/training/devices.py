@@ -20,8 +20,9 @@ def usable_gpus() -> int:
 
 def free_memory() -> None:
     """Gives back what torch keeps of a GPU's memory after its tensors are gone: other processes wait for it."""
-    gc.collect()
-    torch.cuda.empty_cache()  # nothing, where CUDA was not used
+    if torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def precision_of(config: Train, device: torch.device) -> torch.dtype:
