@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from kdtune.cli import main
-from kdtune.cli.plan import _basis, _hours, _share
+from kdtune.cli.plan import _basis, _hours, _in_words, _share
 from kdtune.search.placing import Slots
 from tests.conftest import MakeExperiment
 
@@ -83,6 +83,19 @@ def test_hours_are_those_of_one_worker_whatever_runs_at_a_time_here(make_experim
     )
     share = (3 + 6 / 3) / 9
     assert _hours(forecast) == pytest.approx(((600 + trials + final) / 3600, (600 + trials * share + final) / 3600))
+
+
+@pytest.mark.parametrize(
+    ("hours", "gpus", "told"),
+    [
+        (2.0, 0.0, "2 hours of one worker"),
+        (0.05, 0.0, "3 minutes of one worker"),
+        (3.0, 0.5, "1.5 GPU hours"),
+        (1.5, 0.5, "45 GPU minutes"),
+    ],
+)
+def test_less_than_an_hour_is_told_in_minutes(hours: float, gpus: float, told: str) -> None:
+    assert _in_words(hours, Slots(cpus=1, gpus=gpus, concurrent=8)) == told
 
 
 def test_what_hours_are_based_on_is_said() -> None:

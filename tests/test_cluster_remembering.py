@@ -41,6 +41,8 @@ def remembered(name: str, *, fetched: bool = False, digest: str = "") -> Remembe
 
 
 def test_a_search_is_found_again_by_its_name_its_folder_or_as_the_only_open_one() -> None:
+    with pytest.raises(ClusterError, match="no search was sent to a cluster from this folder"):
+        find(None)
     one, _ = remembered("one"), remembered("two", fetched=True)
     assert recall(one.folder) == one
     for name in ("one", "runs/one", str(one.folder), None):

@@ -139,8 +139,10 @@ def _hours(forecast: "Forecast") -> tuple[float, float]:
 
 
 def _in_words(hours: float, slots: "Slots | None") -> str:
-    unit = "GPU hours" if slots is not None and slots.gpus else "hours of one worker"
-    return f"{hours * (slots.gpus if slots and slots.gpus else 1):.2g} {unit}"
+    gpus = slots.gpus if slots else 0.0
+    amount = hours * (gpus or 1)
+    told = f"{amount:.2g} {{}}hours" if amount >= 1 else f"{60 * amount:.2g} {{}}minutes"
+    return told.format("GPU ") if gpus else f"{told.format('')} of one worker"
 
 
 def _duration(hours: float) -> str:

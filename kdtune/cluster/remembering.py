@@ -106,6 +106,11 @@ def _only_one(searches: list[Remembered], damaged: dict[Path, ClusterError]) -> 
     if damaged and not searches:
         raise next(iter(damaged.values()))
     open_ones = [one for one in searches if not one.fetched] or searches
+    if not open_ones:
+        raise ClusterError(
+            f"no search was sent to a cluster from this folder, {Path.cwd()}. Of one on this machine `kdtune report "
+            f"runs/NAME` tells how far it is"
+        )
     if len(open_ones) != 1:
         raise ClusterError(f"which search? Give its name.{_those([one.name for one in open_ones])}")
     return open_ones[0]
