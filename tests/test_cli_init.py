@@ -77,6 +77,13 @@ def test_what_no_flag_says_is_asked_and_enter_takes_what_is_usual(tmp_path: Path
     assert (experiment.own_teacher.model, experiment.train.epochs, experiment.search.trials) == ("resnet56", 9, 30)
 
 
+def test_who_stops_at_a_question_has_no_file(tmp_path: Path) -> None:
+    done = init(tmp_path / "a.yaml", answers="digits\n")
+    assert done.exit_code == 130
+    assert "Stopped; nothing was written" in done.output
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_file_that_is_there_stays_unless_it_is_told(tmp_path: Path) -> None:
     file = tmp_path / "a.yaml"
     file.write_text("mine")

@@ -2,6 +2,8 @@
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -148,14 +150,27 @@ def init(
 def _check_free(file: Path, *, force: bool, ask: bool) -> None:
     if not file.exists() or force:
         return
-    if not ask or not typer.confirm(f"{file} is there already. Write over it?", default=False):
+    with _stoppable():
+        over = ask and typer.confirm(f"{file} is there already. Write over it?", default=False)
+    if not over:
         raise ExperimentError(str(file), [Problem("", "is there already; choose another name, or give --force")])
 
 
 def _ask(question: str, given: Any, usual: Any, yes: bool, hint: str = "") -> Any:  # of the type of `usual`
     if given is not None or yes:
         return usual if given is None else given
-    return typer.prompt(f"{question}{hint}", default=usual, type=type(usual))
+    with _stoppable():
+        return typer.prompt(f"{question}{hint}", default=usual, type=type(usual))
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Ctrl-C at a question, or nobody there to answer it."""
+    try:
+        yield
+    except typer.Abort:
+        typer.echo("\nStopped; nothing was written. With --yes nothing is asked", err=True)
+        raise typer.Exit(130) from None
 
 
 def _name(file: Path, dataset: str) -> str:

@@ -20,7 +20,7 @@ def usable_gpus() -> int:
 
 def free_memory() -> None:
     """Gives back what torch keeps of a GPU's memory after its tensors are gone: other processes wait for it."""
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         gc.collect()
         torch.cuda.empty_cache()
 
