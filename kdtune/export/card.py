@@ -122,7 +122,7 @@ def card(experiment: Experiment, dataset: Dataset, files: Files, *, body: str, a
 # {experiment.name}: {experiment.student.model} taught by {experiment.own_teacher.named}
 
 A {experiment.student.model} for {len(dataset.classes)} classes and images of {width} x {height} pixels with {channels}
-channel(s), trained on {_data_name(experiment)} by knowledge distillation with [kdtune](https://pypi.org/project/kdtune).
+channel(s), trained on {_data_name(experiment)} by knowledge distillation with kdtune.
 
 ## How to use it
 
