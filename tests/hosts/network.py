@@ -107,8 +107,12 @@ def remove(number: int) -> None:
     for space in [entry["name"] for entry in _json("netns", "list") if entry["name"].startswith(f"{uplink}-")]:
         end_all(space)
         ip("netns", "del", space)
-    if uplink in [link["ifname"] for link in _json("link", "show")]:
+    try:
         ip("link", "del", uplink)
+    except subprocess.CalledProcessError:
+        # its other end went with a namespace, and the kernel takes these away in its own time
+        if uplink in [link["ifname"] for link in _json("link", "show")]:
+            raise
 
 
 def end_all(namespace: str) -> None:
